@@ -1,0 +1,2 @@
+//! torc.
+fn main() {}

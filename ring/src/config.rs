@@ -42,11 +42,15 @@ impl fmt::Display for ClusterId {
 pub struct BucketId(pub u32);
 
 /// Version of the configuration: 1 at bootstrap, then up by one with each agreed change.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 pub struct ConfigVersion(pub u64);
 
 /// The [`ConfigVersion`] that last touched the ring. Nodes never serve each other across ring versions.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 pub struct RingVersion(pub u64);
 
 /// A member of the ring.
@@ -137,7 +141,9 @@ impl std::str::FromStr for Quorum {
             "all" => Ok(Self::All),
             _ => match s.parse::<u8>() {
                 Ok(count) if count >= 1 && !s.starts_with('+') => Ok(Self::Count(count)),
-                _ => Err(ConfigError::BadQuorum { given: s.chars().take(32).collect() }),
+                _ => Err(ConfigError::BadQuorum {
+                    given: s.chars().take(32).collect(),
+                }),
             },
         }
     }
@@ -217,14 +223,18 @@ impl Bucket {
 #[must_use]
 pub fn is_bucket_name(name: &str) -> bool {
     (1..=64).contains(&name.len())
-        && name.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-'))
+        && name
+            .bytes()
+            .all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-'))
 }
 
 /// Whether `name` is a valid node name: 1–64 bytes of `a-z A-Z 0-9 _ - .`.
 #[must_use]
 pub fn is_node_name(name: &str) -> bool {
     (1..=64).contains(&name.len())
-        && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.'))
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.'))
 }
 
 /// The cluster configuration at one version.
@@ -304,7 +314,10 @@ impl Config {
     /// The bucket of that name.
     #[must_use]
     pub fn bucket(&self, name: &str) -> Option<&Bucket> {
-        let at = self.buckets.binary_search_by(|b| b.name.as_str().cmp(name)).ok()?;
+        let at = self
+            .buckets
+            .binary_search_by(|b| b.name.as_str().cmp(name))
+            .ok()?;
         self.buckets.get(at)
     }
 
@@ -328,7 +341,11 @@ impl Config {
 
     /// Members of the current ring, then those of the target that are not in it.
     pub fn all_members(&self) -> impl Iterator<Item = &Member> {
-        let joining = self.target.iter().flatten().filter(|m| !self.is_current(m.id));
+        let joining = self
+            .target
+            .iter()
+            .flatten()
+            .filter(|m| !self.is_current(m.id));
         self.current.iter().chain(joining)
     }
 
@@ -353,7 +370,9 @@ impl Config {
     /// Says which rule is broken.
     pub fn validate(&self) -> Result<(), ConfigError> {
         if self.partition_bits > PARTITION_BITS_MAX {
-            return Err(ConfigError::BadPartitionBits { bits: self.partition_bits });
+            return Err(ConfigError::BadPartitionBits {
+                bits: self.partition_bits,
+            });
         }
         if self.ring_version.0 > self.version.0 {
             return Err(ConfigError::RingAheadOfConfig {
@@ -366,11 +385,15 @@ impl Config {
             validate_members(target)?;
         }
         if self.buckets.len() > BUCKETS_MAX {
-            return Err(ConfigError::TooManyBuckets { count: self.buckets.len() });
+            return Err(ConfigError::TooManyBuckets {
+                count: self.buckets.len(),
+            });
         }
         for pair in self.buckets.windows(2) {
             if pair[0].name >= pair[1].name {
-                return Err(ConfigError::BucketsOutOfOrder { name: pair[1].name.clone() });
+                return Err(ConfigError::BucketsOutOfOrder {
+                    name: pair[1].name.clone(),
+                });
             }
         }
         self.buckets.iter().try_for_each(validate_bucket)
@@ -382,7 +405,9 @@ fn validate_members(members: &[Member]) -> Result<(), ConfigError> {
         return Err(ConfigError::NoMembers);
     }
     if members.len() > MEMBERS_MAX {
-        return Err(ConfigError::TooManyMembers { count: members.len() });
+        return Err(ConfigError::TooManyMembers {
+            count: members.len(),
+        });
     }
     for pair in members.windows(2) {
         if pair[0].id >= pair[1].id {
@@ -392,19 +417,27 @@ fn validate_members(members: &[Member]) -> Result<(), ConfigError> {
     let mut names: Vec<&str> = members.iter().map(|m| m.name.as_str()).collect();
     names.sort_unstable();
     if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
-        return Err(ConfigError::DuplicateName { name: pair[0].to_owned() });
+        return Err(ConfigError::DuplicateName {
+            name: pair[0].to_owned(),
+        });
     }
     let mut peers: Vec<&str> = members.iter().map(|m| m.peer.as_str()).collect();
     peers.sort_unstable();
     if let Some(pair) = peers.windows(2).find(|pair| pair[0] == pair[1]) {
-        return Err(ConfigError::DuplicatePeer { peer: pair[0].to_owned() });
+        return Err(ConfigError::DuplicatePeer {
+            peer: pair[0].to_owned(),
+        });
     }
     for member in members {
         if !is_node_name(&member.name) {
-            return Err(ConfigError::BadNodeName { name: member.name.clone() });
+            return Err(ConfigError::BadNodeName {
+                name: member.name.clone(),
+            });
         }
         if member.weight == 0 || member.weight > WEIGHT_MAX {
-            return Err(ConfigError::BadWeight { weight: member.weight });
+            return Err(ConfigError::BadWeight {
+                weight: member.weight,
+            });
         }
     }
     Ok(())
@@ -412,14 +445,18 @@ fn validate_members(members: &[Member]) -> Result<(), ConfigError> {
 
 fn validate_bucket(bucket: &Bucket) -> Result<(), ConfigError> {
     if !is_bucket_name(&bucket.name) {
-        return Err(ConfigError::BadBucketName { name: bucket.name.clone() });
+        return Err(ConfigError::BadBucketName {
+            name: bucket.name.clone(),
+        });
     }
     if bucket.n == 0 || bucket.n > REPLICAS_MAX {
         return Err(ConfigError::BadReplicas { n: bucket.n });
     }
     for quorum in [bucket.r, bucket.w] {
         if !quorum.fits(bucket.n) {
-            return Err(ConfigError::BadQuorum { given: quorum.to_string() });
+            return Err(ConfigError::BadQuorum {
+                given: quorum.to_string(),
+            });
         }
     }
     Ok(())
@@ -444,7 +481,10 @@ mod tests {
     fn a_bootstrapped_config_is_valid_and_serves_the_default_bucket() {
         let config = Config::bootstrap(ClusterId(1), 7, 10, member(1));
         config.validate().expect("valid");
-        assert_eq!(config.bucket(DEFAULT_BUCKET).map(|b| b.id), Some(BucketId(1)));
+        assert_eq!(
+            config.bucket(DEFAULT_BUCKET).map(|b| b.id),
+            Some(BucketId(1))
+        );
     }
 
     #[test]
@@ -453,7 +493,12 @@ mod tests {
         let mut twice = config.with_members(vec![member(2), member(1)]);
         twice.validate().expect("put in order");
         twice.current[1].name = "node-1".into();
-        assert_eq!(twice.validate(), Err(ConfigError::DuplicateName { name: "node-1".into() }));
+        assert_eq!(
+            twice.validate(),
+            Err(ConfigError::DuplicateName {
+                name: "node-1".into()
+            })
+        );
         let mut bits = config.clone();
         bits.partition_bits = 17;
         assert!(bits.validate().is_err());

@@ -45,7 +45,11 @@ impl Token {
     #[must_use]
     pub fn partition(self, bits: u8) -> PartitionId {
         debug_assert!(bits <= PARTITION_BITS_MAX);
-        if bits == 0 { PartitionId(0) } else { PartitionId((self.0 >> (64 - u32::from(bits))) as u16) }
+        if bits == 0 {
+            PartitionId(0)
+        } else {
+            PartitionId((self.0 >> (64 - u32::from(bits))) as u16)
+        }
     }
 }
 
@@ -53,7 +57,11 @@ impl PartitionId {
     /// First token of the partition.
     #[must_use]
     pub fn first_token(self, bits: u8) -> Token {
-        if bits == 0 { Token(0) } else { Token(u64::from(self.0) << (64 - u32::from(bits))) }
+        if bits == 0 {
+            Token(0)
+        } else {
+            Token(u64::from(self.0) << (64 - u32::from(bits)))
+        }
     }
 
     /// Last token of the partition (inclusive).
@@ -73,11 +81,23 @@ mod tests {
 
     #[test]
     fn tokens_are_pinned() {
-        assert_eq!(Token::of(0, BucketId(1), b"a"), Token::of(0, BucketId(1), b"a"));
-        assert_ne!(Token::of(0, BucketId(1), b"a"), Token::of(0, BucketId(2), b"a"));
-        assert_ne!(Token::of(0, BucketId(1), b"a"), Token::of(1, BucketId(1), b"a"));
+        assert_eq!(
+            Token::of(0, BucketId(1), b"a"),
+            Token::of(0, BucketId(1), b"a")
+        );
+        assert_ne!(
+            Token::of(0, BucketId(1), b"a"),
+            Token::of(0, BucketId(2), b"a")
+        );
+        assert_ne!(
+            Token::of(0, BucketId(1), b"a"),
+            Token::of(1, BucketId(1), b"a")
+        );
         let long = vec![7_u8; 1024];
-        assert_eq!(Token::of(9, BucketId(1), &long), Token::of(9, BucketId(1), &long));
+        assert_eq!(
+            Token::of(9, BucketId(1), &long),
+            Token::of(9, BucketId(1), &long)
+        );
     }
 
     #[test]
@@ -92,7 +112,10 @@ mod tests {
                 assert_eq!(partition.last_token(bits).partition(bits), partition);
                 next = partition.last_token(bits).0.wrapping_add(1);
             }
-            assert_eq!(next, 0, "the last partition ends at the end of the token space");
+            assert_eq!(
+                next, 0,
+                "the last partition ends at the end of the token space"
+            );
         }
     }
 }

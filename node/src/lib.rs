@@ -1,1 +1,11 @@
-//! torc.
+//! The torc server: the shell around the protocol's state machines.
+//!
+//! Nothing here decides anything about keys or membership; it moves bytes between the core, the network
+//! and the disk.
+
+pub mod config;
+pub mod gossip;
+pub mod handle;
+pub mod http;
+pub mod metrics;
+pub mod transport;

@@ -237,6 +237,16 @@ pub fn is_node_name(name: &str) -> bool {
             .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.'))
 }
 
+/// Key of the cluster's message authentication codes (causal contexts), drawn at bootstrap. Never printed.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Secret(pub [u8; 32]);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(..)")
+    }
+}
+
 /// The cluster configuration at one version.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Config {
@@ -248,6 +258,8 @@ pub struct Config {
     pub ring_version: RingVersion,
     /// Seed of the token hash, drawn at bootstrap.
     pub seed: u64,
+    /// Key of message authentication codes, drawn at bootstrap.
+    pub secret: Secret,
     /// Number of partitions as a power of two, fixed at bootstrap.
     pub partition_bits: u8,
     /// Members of the ring that serves, ordered by id.
@@ -297,12 +309,14 @@ pub enum ConfigError {
 impl Config {
     /// The first configuration of a cluster: `member` alone, and the bucket `default`.
     #[must_use]
-    pub fn bootstrap(cluster: ClusterId, seed: u64, partition_bits: u8, member: Member) -> Self {
+    pub fn bootstrap(cluster: ClusterId, seeds: (u64, Secret), partition_bits: u8, member: Member) -> Self {
+        let (seed, secret) = seeds;
         Self {
             cluster,
             version: ConfigVersion(1),
             ring_version: RingVersion(1),
             seed,
+            secret,
             partition_bits,
             current: vec![member],
             target: None,
@@ -479,7 +493,7 @@ mod tests {
 
     #[test]
     fn a_bootstrapped_config_is_valid_and_serves_the_default_bucket() {
-        let config = Config::bootstrap(ClusterId(1), 7, 10, member(1));
+        let config = Config::bootstrap(ClusterId(1), (7, Secret([0; 32])), 10, member(1));
         config.validate().expect("valid");
         assert_eq!(
             config.bucket(DEFAULT_BUCKET).map(|b| b.id),
@@ -489,7 +503,7 @@ mod tests {
 
     #[test]
     fn what_would_make_nodes_disagree_is_refused() {
-        let config = Config::bootstrap(ClusterId(1), 7, 10, member(1));
+        let config = Config::bootstrap(ClusterId(1), (7, Secret([0; 32])), 10, member(1));
         let mut twice = config.with_members(vec![member(2), member(1)]);
         twice.validate().expect("put in order");
         twice.current[1].name = "node-1".into();

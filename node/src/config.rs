@@ -1,0 +1,119 @@
+//! The node's settings: one validated value, made once from file, environment and flags, and handed down.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Everything that a node is told when it starts.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Name for people, unique in the cluster.
+    pub name: String,
+    /// Data directory.
+    pub data: PathBuf,
+    /// Data listener: keys, health.
+    pub http: SocketAddr,
+    /// Admin listener: ring, buckets, metrics.
+    pub admin: SocketAddr,
+    /// Peer listener: QUIC over UDP.
+    pub peer: SocketAddr,
+    /// Address that other nodes reach `peer` at, `host:port`.
+    pub advertise_peer: String,
+    /// Address that clients reach `http` at, `host:port`.
+    pub advertise_http: String,
+    /// Failure domain.
+    pub zone: String,
+    /// Relative share of the ring.
+    pub weight: u32,
+    /// How this node comes by its cluster. A data directory that knows its cluster needs neither.
+    pub start: Start,
+    /// Folder of the cluster's CA certificate and this node's own; `None`: a development CA (loopback only).
+    pub pki: Option<PathBuf>,
+    /// When a write counts as durable.
+    pub durability: Durability,
+    /// Listen beyond loopback without tokens.
+    pub insecure: bool,
+    /// Number of partitions as a power of two; only used at bootstrap.
+    pub partition_bits: u8,
+    /// Number of shards, a power of two of at most 64.
+    pub shards: usize,
+    /// Bounds of the HTTP facade.
+    pub limits: Limits,
+    /// Deadline of requests that name none.
+    pub deadline: Duration,
+    /// Greatest deadline that a request may ask for.
+    pub deadline_max: Duration,
+    /// Beyond this drift from the majority's clocks a node takes no fresh writes.
+    pub clock_drift_max: Duration,
+    /// Beyond this drift a node warns.
+    pub clock_drift_warn: Duration,
+    /// Bounds of hinted handoff.
+    pub hints: Hints,
+    /// Interval of gossip rounds.
+    pub gossip_interval: Duration,
+    /// RocksDB.
+    pub storage: Storage,
+}
+
+/// How a node comes by its cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// The data directory knows.
+    Resume,
+    /// Make a new cluster with this node as its only member.
+    Bootstrap,
+    /// Join the cluster of the nodes at these peer addresses.
+    Join(Vec<String>),
+}
+
+/// When a write counts as durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// After the WAL is on disk.
+    Fsync,
+    /// After the write; the WAL is fsynced this often.
+    Interval(Duration),
+    /// After the write; the operating system decides.
+    Os,
+}
+
+/// Bounds of the HTTP facade.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Greatest value in bytes, at most 64 MiB.
+    pub value_bytes: usize,
+    /// Greatest number of open connections of a listener.
+    pub connections: usize,
+    /// Greatest number of requests in work at a time.
+    pub requests: usize,
+    /// Time within which a request's head must have arrived.
+    pub header_timeout: Duration,
+    /// Time within which a request's body must have arrived.
+    pub body_timeout: Duration,
+    /// Greatest size of a request's head in bytes.
+    pub header_bytes: usize,
+    /// Time that a graceful stop may take.
+    pub shutdown: Duration,
+}
+
+/// Bounds of hinted handoff.
+#[derive(Clone, Debug)]
+pub struct Hints {
+    /// Greatest bytes of hints kept for one target.
+    pub bytes_per_target: u64,
+    /// Hints older than this are dropped.
+    pub age: Duration,
+    /// Greatest rate of delivery to one target, in bytes per second.
+    pub rate: u64,
+}
+
+/// RocksDB's settings.
+#[derive(Clone, Debug)]
+pub struct Storage {
+    /// Block cache in bytes.
+    pub block_cache: usize,
+    /// Memtable in bytes.
+    pub write_buffer: usize,
+    /// Free space below which writes are refused, in bytes.
+    pub reserve: u64,
+}

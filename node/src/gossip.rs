@@ -1,0 +1,1 @@
+//! Gossip: chitchat over the authenticated peer connections.

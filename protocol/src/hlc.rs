@@ -1,0 +1,212 @@
+//! Hybrid logical clock: timestamps near physical time that respect causality.
+//!
+//! Invariant: no [`HlcClock`] mints a timestamp at or above its durable bound, nor one twice; clocks of
+//! the shards of one node never mint the same timestamp.
+//! Source: Kulkarni, Demirbas et al., "Logical Physical Clocks" (2014). Reads no clock.
+
+use std::fmt;
+
+use crate::time::{SECOND, Wall};
+
+/// 52 bits of microseconds since 1970, then 12 bits of counter. Ordered as a number.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, bincode::Encode, bincode::Decode,
+)]
+pub struct Hlc(pub u64);
+
+/// Bits of the counter.
+pub const COUNTER_BITS: u32 = 12;
+/// Bits of the counter that hold the minting shard's index, so that shards never mint the same timestamp.
+pub const SHARD_BITS: u32 = 6;
+/// Greatest number of shards of a node; a power of two.
+pub const SHARDS_MAX: usize = 1 << SHARD_BITS;
+
+/// How far ahead of use the bound is made durable, in microseconds.
+pub const BOUND_AHEAD: u64 = 10 * SECOND;
+/// The bound is renewed when less than this is left of it, in microseconds.
+pub const BOUND_RENEW: u64 = 5 * SECOND;
+
+impl Hlc {
+    /// The first timestamp of a microsecond.
+    #[must_use]
+    pub fn from_micros(us: u64) -> Self {
+        Self(us << COUNTER_BITS)
+    }
+
+    /// Microseconds since 1970.
+    #[must_use]
+    pub fn micros(self) -> u64 {
+        self.0 >> COUNTER_BITS
+    }
+}
+
+impl fmt::Display for Hlc {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.micros(), self.0 & ((1 << COUNTER_BITS) - 1))
+    }
+}
+
+/// The clock of one shard of one node.
+#[derive(Clone, Debug)]
+pub struct HlcClock {
+    shard: u64,
+    /// Greatest timestamp minted or heard of.
+    last: Hlc,
+    /// Durable promise: everything that was or will be minted before the next renewal lies below.
+    bound: Hlc,
+    /// A renewal that is on its way to disk.
+    pending: Option<Hlc>,
+    /// How far above the physical clock a heard timestamp may lie, in microseconds.
+    drift_max: u64,
+}
+
+/// Why no timestamp can be minted now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MintError {
+    /// The durable bound must be raised first; [`HlcClock::renewal`] says to what.
+    BoundReached,
+}
+
+impl HlcClock {
+    /// A clock for shard `shard` (below [`SHARDS_MAX`]) that mints only at or above `durable_bound`,
+    /// the highest bound that any earlier life of this node had made durable.
+    #[must_use]
+    pub fn new(shard: u8, durable_bound: Hlc, drift_max: u64) -> Self {
+        assert!(usize::from(shard) < SHARDS_MAX, "shard index {shard} is below {SHARDS_MAX}");
+        Self { shard: u64::from(shard), last: durable_bound, bound: durable_bound, pending: None, drift_max }
+    }
+
+    /// Greatest timestamp minted or heard of; what messages carry.
+    #[must_use]
+    pub fn last(&self) -> Hlc {
+        self.last
+    }
+
+    /// The current time as a timestamp, without minting: for expiry and ages.
+    #[must_use]
+    pub fn peek(&self, wall: Wall) -> Hlc {
+        self.last.max(Hlc::from_micros(wall.0))
+    }
+
+    /// A timestamp above all minted and heard before.
+    ///
+    /// # Errors
+    /// When it would reach the durable bound.
+    pub fn mint(&mut self, wall: Wall) -> Result<Hlc, MintError> {
+        let shard_mask = (1_u64 << SHARD_BITS) - 1;
+        let floor = self.last.0.max(wall.0 << COUNTER_BITS) + 1;
+        // The next number at or above `floor` whose low bits are this shard's index.
+        let mut next = (floor & !shard_mask) | self.shard;
+        if next < floor {
+            next += shard_mask + 1;
+        }
+        if next >= self.bound.0 {
+            return Err(MintError::BoundReached);
+        }
+        self.last = Hlc(next);
+        Ok(self.last)
+    }
+
+    /// Takes in a timestamp from a peer or a client's context. One that lies further above the physical
+    /// clock than the allowed drift is not taken in; answers whether it was.
+    pub fn observe(&mut self, heard: Hlc, wall: Wall) -> bool {
+        if heard.micros() > wall.0.saturating_add(self.drift_max) {
+            return false;
+        }
+        self.last = self.last.max(heard);
+        true
+    }
+
+    /// The bound that should be made durable now, if any; call [`Self::on_bound_durable`] when it is.
+    pub fn renewal(&mut self, wall: Wall) -> Option<Hlc> {
+        if self.pending.is_some() {
+            return None;
+        }
+        let now = self.peek(wall);
+        if now.micros() + BOUND_RENEW < self.bound.micros() {
+            return None;
+        }
+        let next = Hlc::from_micros(now.micros() + BOUND_AHEAD);
+        self.pending = Some(next);
+        Some(next)
+    }
+
+    /// The renewal is on disk.
+    pub fn on_bound_durable(&mut self) {
+        if let Some(bound) = self.pending.take() {
+            self.bound = self.bound.max(bound);
+        }
+    }
+
+    /// The renewal failed; it will be asked for again.
+    pub fn on_bound_failed(&mut self) {
+        self.pending = None;
+    }
+
+    /// The durable bound.
+    #[must_use]
+    pub fn bound(&self) -> Hlc {
+        self.bound
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ready(shard: u8) -> HlcClock {
+        let mut clock = HlcClock::new(shard, Hlc(0), 60 * SECOND);
+        assert!(clock.renewal(Wall(1_000)).is_some());
+        clock.on_bound_durable();
+        clock
+    }
+
+    #[test]
+    fn nothing_is_minted_before_a_bound_is_durable() {
+        let mut clock = HlcClock::new(0, Hlc(0), 60 * SECOND);
+        assert_eq!(clock.mint(Wall(1_000)), Err(MintError::BoundReached));
+        let bound = clock.renewal(Wall(1_000)).expect("asked for");
+        assert_eq!(clock.renewal(Wall(1_000)), None, "one renewal at a time");
+        assert_eq!(clock.mint(Wall(1_000)), Err(MintError::BoundReached), "not durable yet");
+        clock.on_bound_durable();
+        assert!(clock.mint(Wall(1_000)).expect("minted") < bound);
+    }
+
+    #[test]
+    fn timestamps_rise_when_the_wall_stands_still_or_jumps_back() {
+        let mut clock = ready(3);
+        let a = clock.mint(Wall(5_000)).expect("minted");
+        let b = clock.mint(Wall(5_000)).expect("minted");
+        let c = clock.mint(Wall(10)).expect("minted");
+        assert!(a < b && b < c);
+    }
+
+    #[test]
+    fn two_shards_never_mint_the_same() {
+        let (mut one, mut two) = (ready(1), ready(2));
+        let mut seen = std::collections::BTreeSet::new();
+        for _ in 0..1_000 {
+            assert!(seen.insert(one.mint(Wall(7)).expect("minted")));
+            assert!(seen.insert(two.mint(Wall(7)).expect("minted")));
+        }
+    }
+
+    #[test]
+    fn a_restart_mints_above_everything_of_the_earlier_life() {
+        let mut clock = ready(0);
+        let before = clock.mint(Wall(2_000)).expect("minted");
+        let mut again = HlcClock::new(0, clock.bound(), 60 * SECOND);
+        assert_eq!(again.mint(Wall(0)), Err(MintError::BoundReached));
+        again.renewal(Wall(0)).expect("asked for");
+        again.on_bound_durable();
+        assert!(again.mint(Wall(0)).expect("minted") > before);
+    }
+
+    #[test]
+    fn a_timestamp_beyond_the_drift_is_not_taken_in() {
+        let mut clock = ready(0);
+        assert!(clock.observe(Hlc::from_micros(59 * SECOND), Wall(0)));
+        assert!(!clock.observe(Hlc::from_micros(61 * SECOND), Wall(0)));
+        assert_eq!(clock.last(), Hlc::from_micros(59 * SECOND));
+    }
+}

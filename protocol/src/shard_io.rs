@@ -1,0 +1,159 @@
+//! Inputs and outputs of a [`crate::shard::Shard`].
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use torc_ring::{Config, NodeId, PartitionId, ReadRepair};
+use torc_ring::placement::Ring;
+
+use crate::client::{ClientReply, ClientRequest, RequestId};
+use crate::message::{PeerMessage, WritePurpose};
+use crate::store::{Batch, CommitId, Found, Query, ReadId, StoreError};
+
+/// A config and the ring that it makes, computed once and shared by all shards of a node.
+#[derive(Debug)]
+pub struct View {
+    /// The configuration.
+    pub config: Config,
+    /// Its tables.
+    pub ring: Ring,
+}
+
+impl View {
+    /// Computes the ring of a valid configuration.
+    #[must_use]
+    pub fn new(config: Config) -> Arc<Self> {
+        let ring = Ring::compute(&config);
+        Arc::new(Self { config, ring })
+    }
+}
+
+/// What happens to a shard.
+#[derive(Debug)]
+pub enum Input {
+    /// A client asks. Exactly one [`Output::Reply`] with the same id will follow, by its deadline.
+    Client(RequestId, ClientRequest),
+    /// A peer's request or reply. `from` is authenticated.
+    Peer(NodeId, PeerMessage),
+    /// The answer to [`Output::Read`].
+    Read(ReadId, Result<Found, StoreError>),
+    /// The outcome of [`Output::Commit`].
+    Committed(CommitId, Result<(), StoreError>),
+    /// Peers that are believed to be dead; replaces what was believed before. Everybody else is alive.
+    Liveness(Vec<NodeId>),
+    /// This node's clock is (not) within the allowed drift of the majority's.
+    ClockTrusted(bool),
+    /// A config was agreed on and is applied now. The shard answers [`Output::Drained`] when every write
+    /// that it accepted under an older one is committed or refused.
+    Config(Arc<View>),
+    /// Take no writes at this ring version any more; answered by [`Output::Frozen`].
+    Freeze(torc_ring::RingVersion),
+    /// The node may serve now: its start check has passed.
+    Serve,
+    /// Time has passed: [`crate::shard::Shard::next_deadline`] was reached.
+    Tick,
+}
+
+/// What a shard wants done.
+#[derive(Debug)]
+pub enum Output {
+    /// Answer a client.
+    Reply(RequestId, ClientReply),
+    /// Send to a peer (never to this node itself). May be lost.
+    Send(NodeId, PeerMessage),
+    /// Ask the disk; answered by [`Input::Read`].
+    Read(ReadId, Query),
+    /// Write to disk; answered by [`Input::Committed`]. Batches of one shard are committed in order.
+    Commit(CommitId, Batch),
+    /// All writes accepted under ring versions below this one are committed or refused.
+    Drained(torc_ring::RingVersion),
+    /// No write of this ring version is in flight any more, and none will be accepted.
+    Frozen(torc_ring::RingVersion),
+    /// A peer knows a newer config than this shard; the cluster machine should fetch it.
+    NewerConfig(NodeId, torc_ring::ConfigVersion),
+    /// For metrics and logs.
+    Event(Event),
+}
+
+/// What the shell counts and logs. The core counts nothing itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A coordinated operation ended. Pairs with each [`Input::Client`].
+    Coordinated {
+        /// `put`, `delete`, `get`, `watch`, `list`.
+        op: &'static str,
+        /// Replicas waited for.
+        required: u8,
+        /// `ok` or the reason.
+        outcome: &'static str,
+        /// Microseconds that it took.
+        micros: u64,
+        /// The request's id.
+        trace: Bytes,
+    },
+    /// This replica did, or refused, what it was asked.
+    Replica {
+        /// `write`, `hint`, `repair`, `read`, `digest`, `list`, `watch`, `stand_in`.
+        op: &'static str,
+        /// `ok` or the reason.
+        outcome: &'static str,
+        /// Who asked.
+        from: NodeId,
+        /// The request's id.
+        trace: Bytes,
+    },
+    /// A peer answered after this many microseconds.
+    PeerLatency {
+        /// Who.
+        peer: NodeId,
+        /// How long.
+        micros: u64,
+    },
+    /// A read asked one replica more, because another was slow.
+    Hedged,
+    /// A read found replicas that differ.
+    ReadRepair {
+        /// How it mends them.
+        mode: ReadRepair,
+    },
+    /// Equal versions with different content were merged: a fault somewhere.
+    VersionCollision {
+        /// Partition of the key.
+        partition: PartitionId,
+    },
+    /// A hint was stored, and these wait for its target in this shard now.
+    Hints {
+        /// Target.
+        target: NodeId,
+        /// Waiting in this shard.
+        waiting: u64,
+        /// Their bytes.
+        bytes: u64,
+    },
+    /// Hints were dropped by a bound; their partition needs anti-entropy.
+    HintsDropped {
+        /// Target.
+        target: NodeId,
+        /// How many.
+        count: u64,
+        /// `bytes`, `age`, `full`, `left` (no owner is left to take it).
+        reason: &'static str,
+        /// Partition.
+        partition: PartitionId,
+    },
+    /// A hint was delivered.
+    HintDelivered {
+        /// Target.
+        target: NodeId,
+    },
+    /// A request was refused early.
+    Shed {
+        /// Which bound.
+        reason: &'static str,
+    },
+    /// A write came for another purpose than a client's; how it was taken.
+    Repaired {
+        /// Why it was sent.
+        purpose: WritePurpose,
+    },
+}

@@ -1,0 +1,205 @@
+//! What the core asks of a disk, and what the disk answers: data, no trait and no I/O.
+//!
+//! A [`Batch`] is atomic: after a crash all of its writes are there or none. [`Batch::sync`] says what
+//! must have happened before the shell may report it as committed.
+
+use bytes::Bytes;
+use torc_ring::{BucketId, ConfigVersion, NodeId, Token};
+
+use crate::message::RecordKey;
+use crate::record::Record;
+
+/// Names a read that the shell has been asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ReadId(pub u64);
+
+/// Names a batch that the shell has been asked to commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CommitId(pub u64);
+
+/// Writes that take effect together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Batch {
+    /// In order.
+    pub writes: Vec<Write>,
+    /// What "committed" means for it.
+    pub sync: Sync,
+}
+
+/// When a batch counts as committed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Sync {
+    /// As the node's `durability` says.
+    #[default]
+    Policy,
+    /// After an fsync, whatever the node's durability says: what the protocol must not forget.
+    Fsync,
+}
+
+/// One write of a batch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Write {
+    /// Merge the record into the key's state (the semilattice of [`Record::merge`]); reads nothing first.
+    Merge {
+        /// The key.
+        key: RecordKey,
+        /// The record.
+        record: Record,
+    },
+    /// Keep a hint.
+    HintPut {
+        /// Where.
+        at: HintKey,
+        /// What.
+        hint: Hint,
+    },
+    /// Drop a hint.
+    HintDelete {
+        /// Where.
+        at: HintKey,
+    },
+    /// Set a piece of node state.
+    StatePut {
+        /// Which.
+        key: StateKey,
+        /// Bytes whose form belongs to the writer.
+        value: Bytes,
+    },
+    /// Forget a piece of node state.
+    StateDelete {
+        /// Which.
+        key: StateKey,
+    },
+}
+
+/// Number of slots that hints are kept in; a multiple of every possible number of shards, so that a node
+/// may restart with another number of them.
+pub const HINT_SLOTS: u8 = 64;
+
+/// Where a hint lies: ordered by target, slot, and the order in which hints came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct HintKey {
+    /// The owner that missed the write.
+    pub target: NodeId,
+    /// `partition % HINT_SLOTS`.
+    pub slot: u8,
+    /// Rises with each hint of a shard, also across restarts (an HLC timestamp).
+    pub seq: u64,
+}
+
+/// A write that its target missed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hint {
+    /// The key.
+    pub key: RecordKey,
+    /// The record.
+    pub record: Record,
+    /// Whether it counted towards a write quorum (sloppy): then no bound may drop it.
+    pub counted: bool,
+}
+
+impl Hint {
+    /// What it counts for against the bound in bytes.
+    #[must_use]
+    pub fn weight(&self) -> u64 {
+        (self.key.key.len() + self.record.len() + 64) as u64
+    }
+}
+
+/// What waits for one target in one slot, as counted when the store is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HintTotal {
+    /// Target.
+    pub target: NodeId,
+    /// Slot.
+    pub slot: u8,
+    /// Number of hints.
+    pub count: u64,
+    /// Sum of their [`Hint::weight`]s.
+    pub bytes: u64,
+    /// Greatest sequence number.
+    pub last_seq: u64,
+}
+
+/// A piece of node state; each has its own key on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum StateKey {
+    /// This node's identity and name: written once, when the data directory is made.
+    Identity,
+    /// Durable clock bound of one of this node's shards (its index), or of its cluster machine (255).
+    HlcBound(u8),
+    /// The clock bound that this node remembers of a peer.
+    PeerBound(NodeId),
+    /// What this node has promised and accepted as an acceptor of that config version.
+    Acceptor(ConfigVersion),
+    /// The decided config of that version.
+    Decided(ConfigVersion),
+    /// The config version that this node has applied.
+    Applied,
+    /// The ring version at which this node froze its writes for a join.
+    Frozen,
+}
+
+/// A question to the disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Query {
+    /// The state of a key.
+    Record(RecordKey),
+    /// Keys of a bucket within a range of tokens, in order of (token, key).
+    Records {
+        /// Bucket.
+        bucket: BucketId,
+        /// First token.
+        first: Token,
+        /// Last token, inclusive.
+        last: Token,
+        /// Only keys after this (token, key).
+        after: Option<(Token, Bytes)>,
+        /// Only keys that begin so.
+        prefix: Bytes,
+        /// At most this many entries; the disk may stop earlier, also after looking at many keys that do
+        /// not begin with `prefix`, and says where it stopped.
+        limit: usize,
+    },
+    /// Hints of one target and slot from a sequence number on (exclusive), in order.
+    Hints {
+        /// Target.
+        target: NodeId,
+        /// Slot.
+        slot: u8,
+        /// Only those after this; 0 for all.
+        after: u64,
+        /// At most this many.
+        limit: usize,
+    },
+}
+
+/// The disk's answer to a [`Query`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// To [`Query::Record`].
+    Record(Option<Record>),
+    /// To [`Query::Records`].
+    Records {
+        /// In order.
+        entries: Vec<(RecordKey, Record)>,
+        /// Where the disk stopped; `None` at the end of the range.
+        reached: Option<(Token, Bytes)>,
+    },
+    /// To [`Query::Hints`].
+    Hints(Vec<(HintKey, Hint)>),
+}
+
+/// Why the disk could not do what it was asked. It has said the details in the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum StoreError {
+    /// No room: writes are refused, reads served.
+    #[error("disk is full: writes are refused until there is room")]
+    Full,
+    /// A checksum does not match.
+    #[error("stored data is corrupt")]
+    Corrupt,
+    /// Anything else.
+    #[error("storage failed")]
+    Failed,
+}

@@ -2,6 +2,7 @@
 #
 # It puts build output and compiled C++ objects into a cache folder outside the checkout, so that a
 # fresh clone does not compile RocksDB again, and tells bindgen where libclang and gcc's headers are.
+# What is set already is left alone. `scripts/deps.sh` installs what it looks for.
 
 TORC_CACHE_DIR="${TORC_CACHE_DIR:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/torc}"
 export TORC_CACHE_DIR
@@ -12,8 +13,10 @@ if command -v ccache >/dev/null 2>&1; then
   export CC="${CC:-ccache gcc}" CXX="${CXX:-ccache g++}"
 fi
 if [ -z "${LIBCLANG_PATH:-}" ]; then
-  for torc_dir in /usr/lib/llvm-*/lib /usr/lib/*-linux-gnu; do
-    for torc_lib in "$torc_dir"/libclang.so* "$torc_dir"/libclang-*.so*; do
+  # The last match wins: the system's own libclang before the one that deps.sh put into the cache.
+  for torc_dir in "$TORC_CACHE_DIR"/libclang/clang/native /usr/lib/llvm-*/lib /usr/lib/*-linux-gnu; do
+    # Not libclang-cpp.so: that is another library, of no use to bindgen.
+    for torc_lib in "$torc_dir"/libclang.so* "$torc_dir"/libclang-[0-9]*.so*; do
       [ -e "$torc_lib" ] && LIBCLANG_PATH="$torc_dir"
     done
   done
@@ -24,5 +27,9 @@ if [ -z "${BINDGEN_EXTRA_CLANG_ARGS:-}" ] && command -v gcc >/dev/null 2>&1; the
   BINDGEN_EXTRA_CLANG_ARGS="-isystem $(gcc -print-file-name=include)"
   export BINDGEN_EXTRA_CLANG_ARGS
 fi
-PATH="${HOME:-/root}/.cargo/bin:$PATH"
-export PATH
+torc_bin="${CARGO_HOME:-${HOME:-/root}/.cargo}/bin"
+case ":$PATH:" in
+  *":$torc_bin:"*) ;;
+  *) PATH="$torc_bin:$PATH"; export PATH ;;
+esac
+unset torc_bin

@@ -101,10 +101,11 @@ install_libclang_wheel() {
   fi
   if $pip download --quiet --no-deps --only-binary :all: --dest "$scratch" libclang >&2; then
     mkdir -p "$into"
-    python3 -m zipfile -e "$scratch"/libclang-*.whl "$into" && rm -rf "$scratch" && return 0
+    # A wheel is a zip archive; where in it the library lies differs from version to version.
+    python3 -m zipfile -e "$scratch"/libclang-*.whl "$scratch/wheel" &&
+      find "$scratch/wheel" -name 'libclang*.so*' -exec cp {} "$into/" \;
   fi
   rm -rf "$scratch"
-  return 1
 }
 
 if [ -n "$packages" ]; then

@@ -14,7 +14,7 @@ if command -v ccache >/dev/null 2>&1; then
 fi
 if [ -z "${LIBCLANG_PATH:-}" ]; then
   # The last match wins: the system's own libclang before the one that deps.sh put into the cache.
-  for torc_dir in "$TORC_CACHE_DIR"/libclang/clang/native /usr/lib/llvm-*/lib /usr/lib/*-linux-gnu; do
+  for torc_dir in "$TORC_CACHE_DIR"/libclang /usr/lib/llvm-*/lib /usr/lib/*-linux-gnu; do
     # Not libclang-cpp.so: that is another library, of no use to bindgen.
     for torc_lib in "$torc_dir"/libclang.so* "$torc_dir"/libclang-[0-9]*.so*; do
       [ -e "$torc_lib" ] && LIBCLANG_PATH="$torc_dir"

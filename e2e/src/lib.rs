@@ -1,0 +1,18 @@
+//! Harness for end-to-end tests: real `torc` processes on loopback, raw HTTP, and a checker that
+//! decides whether what clients saw can be explained by one order of operations.
+//!
+//! Nothing here links a node: the tests see what a user sees (ports, signals, files, logs). Helpers
+//! that cannot go on panic with what they waited for and the end of the node's log, because a test
+//! has nothing better to do with such an error.
+
+pub mod binary;
+pub mod cluster;
+pub mod history;
+pub mod http;
+pub mod linearize;
+pub mod node;
+pub mod ports;
+pub mod process;
+pub mod tmpfs;
+pub mod wait;
+pub mod workload;

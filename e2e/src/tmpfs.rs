@@ -1,0 +1,67 @@
+//! A small file system of its own, to run a node out of disk without harming the machine.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use tempfile::TempDir;
+
+/// A mounted tmpfs; unmounted when it is dropped.
+#[derive(Debug)]
+pub struct Tmpfs {
+    folder: TempDir,
+}
+
+impl Tmpfs {
+    /// Mounts a tmpfs of `mebibytes` on a new temporary folder. Fails the test when that is not
+    /// allowed: a disk that cannot be filled must not look like a test that passed.
+    pub fn mount(mebibytes: u32) -> Self {
+        let folder = TempDir::with_prefix("torc-e2e-disk-")
+            .unwrap_or_else(|error| panic!("make a folder to mount on: {error}"));
+        let output = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &format!("size={mebibytes}m"), "tmpfs"])
+            .arg(folder.path())
+            .output()
+            .unwrap_or_else(|error| panic!("run mount: {error}"));
+        assert!(
+            output.status.success(),
+            "cannot mount a tmpfs on {}: {}. The full-disk test needs root (CAP_SYS_ADMIN): run it \
+             as root or in a privileged container.",
+            folder.path().display(),
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+        Self { folder }
+    }
+
+    /// Where it is mounted.
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Fills the file system up to `leave` bytes with a file and answers with its path; deleting
+    /// that file makes room again.
+    pub fn fill(&self, leave: u64) -> PathBuf {
+        use std::io::Write as _;
+        let path = self.folder.path().join("ballast");
+        let mut file = std::fs::File::create(&path)
+            .unwrap_or_else(|error| panic!("create {}: {error}", path.display()));
+        let block = [0_u8; 16 * 1024];
+        while file.write_all(&block).is_ok() {}
+        let length = file.metadata().map_or(0, |metadata| metadata.len());
+        file.set_len(length.saturating_sub(leave))
+            .unwrap_or_else(|error| panic!("shorten {}: {error}", path.display()));
+        path
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        // Lazy, because a node that is being killed may still have files open.
+        let unmounted = Command::new("umount")
+            .arg("--lazy")
+            .arg(self.folder.path())
+            .status();
+        if !unmounted.is_ok_and(|status| status.success()) {
+            eprintln!("could not unmount {}", self.folder.path().display());
+        }
+    }
+}

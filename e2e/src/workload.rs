@@ -1,0 +1,313 @@
+//! Clients that put, get and delete over several nodes at a time and record what they saw.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use crate::history::{Call, Operation, Outcome, Recorder, Value};
+use crate::http::{Client, HttpError, Request, Response};
+
+/// Failures that are kept for the report; later ones are only counted.
+const FAILURES_KEPT: usize = 1_000;
+/// Pause after a failure, so that a node that refuses connections is not asked in a busy loop.
+const AFTER_FAILURE: Duration = Duration::from_millis(20);
+
+/// What the clients do.
+#[derive(Debug, Clone)]
+pub struct Mix {
+    /// Clients, each a thread with one request at a time.
+    pub clients: u32,
+    /// Operations that one client makes at most.
+    pub operations_max: usize,
+    /// Keys in use: `{prefix}0`, `{prefix}1`, …
+    pub keys: u32,
+    /// Prefix of each key.
+    pub prefix: &'static str,
+    /// Of 100 operations, this many are puts.
+    pub puts: u32,
+    /// Of 100 operations, this many are deletes. The rest are gets.
+    pub deletes: u32,
+    /// Query of gets, without the question mark.
+    pub get_query: &'static str,
+    /// Query of puts and deletes.
+    pub put_query: &'static str,
+    /// How long a client waits for an answer.
+    pub timeout: Duration,
+    /// Pause between two operations of a client; zero for none.
+    pub pace: Duration,
+}
+
+impl Default for Mix {
+    fn default() -> Self {
+        Self {
+            clients: 12,
+            operations_max: 100_000,
+            keys: 6,
+            prefix: "key-",
+            puts: 40,
+            deletes: 5,
+            get_query: "r=quorum",
+            put_query: "w=quorum",
+            timeout: Duration::from_secs(5),
+            pace: Duration::ZERO,
+        }
+    }
+}
+
+/// A request that did not succeed.
+#[derive(Debug, Clone)]
+pub struct Failure {
+    /// When it was sent, in nanoseconds since the load began.
+    pub invoked_ns: u64,
+    /// When it failed, in nanoseconds since the load began.
+    pub returned_ns: u64,
+    /// Which node was asked.
+    pub node: SocketAddr,
+    /// What was asked and what came back.
+    pub what: String,
+}
+
+/// What a load saw.
+#[derive(Debug)]
+pub struct Seen {
+    /// Every operation.
+    pub operations: Vec<Operation>,
+    /// The first failures.
+    pub failures: Vec<Failure>,
+    /// All failures.
+    pub failures_count: usize,
+}
+
+impl Seen {
+    /// Operations that succeeded.
+    pub fn succeeded(&self) -> usize {
+        self.operations.len() - self.failures_count
+    }
+
+    /// By key: the value that an acknowledged put wrote last. Right only when each key was written
+    /// by one client at a time.
+    pub fn last_written(&self) -> BTreeMap<Arc<str>, Value> {
+        let mut last = BTreeMap::new();
+        for operation in &self.operations {
+            if let (Call::Put(value), Outcome::Written) = (&operation.call, &operation.outcome) {
+                last.insert(Arc::clone(&operation.key), Arc::clone(value));
+            }
+        }
+        last
+    }
+}
+
+#[derive(Debug, Default)]
+struct Failures {
+    first: Vec<Failure>,
+    count: usize,
+}
+
+/// A running load; stops when it is finished or dropped.
+#[derive(Debug)]
+pub struct Load {
+    recorder: Arc<Recorder>,
+    failures: Arc<Mutex<Failures>>,
+    stop: Arc<AtomicBool>,
+    clients: Vec<JoinHandle<()>>,
+}
+
+impl Load {
+    /// Starts the clients. `seed` decides keys and kinds of operations.
+    pub fn start(nodes: &[SocketAddr], mix: &Mix, seed: u64) -> Self {
+        let mut load = Self {
+            recorder: Arc::new(Recorder::new()),
+            failures: Arc::default(),
+            stop: Arc::default(),
+            clients: Vec::new(),
+        };
+        for id in 0..mix.clients {
+            let mut worker = Worker {
+                id,
+                mix: mix.clone(),
+                keys: (0..mix.keys)
+                    .map(|key| format!("{}{key}", mix.prefix).into())
+                    .collect(),
+                random: Random(seed ^ (u64::from(id) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)),
+                nodes: nodes
+                    .iter()
+                    .map(|node| (*node, Client::new(*node, mix.timeout)))
+                    .collect(),
+                recorder: Arc::clone(&load.recorder),
+                failures: Arc::clone(&load.failures),
+            };
+            let stop = Arc::clone(&load.stop);
+            load.clients.push(thread::spawn(move || {
+                for number in 0..worker.mix.operations_max {
+                    if stop.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    worker.step(number);
+                }
+            }));
+        }
+        load
+    }
+
+    /// Nanoseconds since the load began, on the clock of its operations.
+    pub fn now_ns(&self) -> u64 {
+        self.recorder.now_ns()
+    }
+
+    /// How many operations have returned.
+    pub fn operations_so_far(&self) -> usize {
+        self.recorder.len()
+    }
+
+    /// How many operations have failed.
+    pub fn failures_so_far(&self) -> usize {
+        self.failures
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .count
+    }
+
+    /// Stops the clients and waits for their last answers.
+    pub fn finish(mut self) -> Seen {
+        self.stop.store(true, Ordering::Relaxed);
+        for client in self.clients.drain(..) {
+            if let Err(panic) = client.join() {
+                std::panic::resume_unwind(panic);
+            }
+        }
+        let failures =
+            std::mem::take(&mut *self.failures.lock().unwrap_or_else(PoisonError::into_inner));
+        Seen {
+            operations: self.recorder.operations(),
+            failures: failures.first,
+            failures_count: failures.count,
+        }
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+struct Worker {
+    id: u32,
+    mix: Mix,
+    keys: Vec<Arc<str>>,
+    random: Random,
+    nodes: Vec<(SocketAddr, Client)>,
+    recorder: Arc<Recorder>,
+    failures: Arc<Mutex<Failures>>,
+}
+
+impl Worker {
+    fn step(&mut self, number: usize) {
+        let key = Arc::clone(&self.keys[self.random.below(self.keys.len())]);
+        let which = self.random.below(self.nodes.len());
+        let (address, client) = &mut self.nodes[which];
+        let target = |query: &str| format!("/kv/default/{key}?{query}");
+        let dice = self.random.below(100) as u32;
+        let (call, request) = if dice < self.mix.puts {
+            let value: Value = format!("c{}-{number}", self.id).into();
+            let request = Request::put(&target(self.mix.put_query), value.as_bytes());
+            (Call::Put(value), request)
+        } else if dice < self.mix.puts + self.mix.deletes {
+            (Call::Delete, Request::delete(&target(self.mix.put_query)))
+        } else {
+            (Call::Get, Request::get(&target(self.mix.get_query)))
+        };
+        let invoked_ns = self.recorder.now_ns();
+        let mut failed = None;
+        self.recorder.run(self.id, &key, call.clone(), || {
+            let answer = client.send(&request);
+            let (outcome, failure) = judge(&call, answer);
+            failed = failure;
+            outcome
+        });
+        if let Some(what) = failed {
+            let what = format!("{} {}: {what}", request.method(), request.target());
+            let returned_ns = self.recorder.now_ns();
+            let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+            failures.count += 1;
+            if failures.first.len() < FAILURES_KEPT {
+                failures.first.push(Failure {
+                    invoked_ns,
+                    returned_ns,
+                    node: *address,
+                    what,
+                });
+            }
+            drop(failures);
+            thread::sleep(AFTER_FAILURE);
+        } else if !self.mix.pace.is_zero() {
+            thread::sleep(self.mix.pace);
+        }
+    }
+}
+
+/// What an answer means for the history, and what to say of it if it is a failure.
+fn judge(call: &Call, answer: Result<Response, HttpError>) -> (Outcome, Option<String>) {
+    let response = match answer {
+        Ok(response) => response,
+        Err(error) if error.may_have_had_effect() => {
+            return (Outcome::Unknown, Some(error.to_string()));
+        }
+        Err(error) => return (Outcome::Refused, Some(error.to_string())),
+    };
+    match (call, response.status) {
+        (Call::Put(_) | Call::Delete, 204) => (Outcome::Written, None),
+        (Call::Get, 200) => (Outcome::Saw(Some(response.text().into())), None),
+        (Call::Get, 404) => (Outcome::Saw(None), None),
+        (_, 400..500) => (
+            Outcome::Refused,
+            Some(format!("{} {}", response.status, response.text())),
+        ),
+        _ => (
+            Outcome::Unknown,
+            Some(format!("{} {}", response.status, response.text())),
+        ),
+    }
+}
+
+/// A small generator (`SplitMix64`, Steele, Lea and Flood 2014): the load must not depend on which
+/// version of which crate draws.
+#[derive(Debug, Clone)]
+pub struct Random(pub u64);
+
+impl Random {
+    /// The next 64 bits.
+    pub fn next_u64(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    /// A number below `bound`, which must not be 0.
+    pub fn below(&mut self, bound: usize) -> usize {
+        (self.next_u64() % bound as u64) as usize
+    }
+}
+
+/// A seed for this run: `TORC_SEED` if it is set, else a new one. Printed either way.
+pub fn seed() -> u64 {
+    let given = std::env::var("TORC_SEED")
+        .ok()
+        .and_then(|seed| seed.parse().ok());
+    let seed = given.unwrap_or_else(|| {
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        since.map_or(0, |since| since.as_nanos() as u64)
+    });
+    eprintln!("TORC_SEED={seed}");
+    seed
+}
+
+/// Whether the long form of a test was asked for (`TORC_LONG=1`).
+pub fn is_long() -> bool {
+    std::env::var("TORC_LONG").is_ok_and(|value| value == "1")
+}

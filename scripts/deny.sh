@@ -28,8 +28,8 @@ fi
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 if GIT_TERMINAL_PROMPT=0 timeout "$FETCH_SECONDS_MAX" "$deny" --color never fetch db >"$log" 2>&1; then
-  "$deny" --log-level error check --disable-fetch advisories
+  "$deny" --log-level error --offline check --hide-inclusion-graph advisories
 else
-  echo "deny: ADVISORIES WERE NOT CHECKED: the advisory database could not be fetched within $FETCH_SECONDS_MAX s:"
+  echo "deny: ADVISORIES WERE NOT CHECKED: the advisory database could not be fetched (we wait $FETCH_SECONDS_MAX s at most):"
   grep -v '^[[:space:]]*$' "$log" | tail -n 3 | cut -c1-300 | sed 's/^/deny:   /'
 fi

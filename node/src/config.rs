@@ -1,11 +1,36 @@
 //! The node's settings: one validated value, made once from file, environment and flags, and handed down.
+//!
+//! `torc.toml` is overridden by `TORC_...` environment variables, and these by flags. Nothing here reads
+//! files or the environment: [`Layers`] is handed their content.
+
+mod error;
+mod keys;
+mod layers;
+#[cfg(test)]
+mod tests;
+mod units;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use error::{Origin, SettingsError};
+pub use keys::default_config;
+pub use layers::{FILE_BYTES_MAX, Layers};
+pub use units::{format_duration, format_size, parse_duration, parse_size};
+
+/// Reads a configuration file alone, without environment and flags.
+///
+/// # Errors
+/// When the text is not TOML, has an unknown key, or a value that is out of its range.
+pub fn parse_config(text: &str) -> Result<Settings, SettingsError> {
+    let mut layers = Layers::new();
+    layers.file(text)?;
+    layers.settings()
+}
+
 /// Everything that a node is told when it starts.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// Name for people, unique in the cluster.
     pub name: String,
@@ -78,7 +103,7 @@ pub enum Durability {
 }
 
 /// Bounds of the HTTP facade.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Greatest value in bytes, at most 64 MiB.
     pub value_bytes: usize,
@@ -97,7 +122,7 @@ pub struct Limits {
 }
 
 /// Bounds of hinted handoff.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hints {
     /// Greatest bytes of hints kept for one target.
     pub bytes_per_target: u64,
@@ -108,7 +133,7 @@ pub struct Hints {
 }
 
 /// RocksDB's settings.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Storage {
     /// Block cache in bytes.
     pub block_cache: usize,

@@ -42,6 +42,8 @@ pub struct Options {
     pub durability: &'static str,
     /// Further arguments of `torc serve`.
     pub arguments: Vec<String>,
+    /// Content of a `torc.toml` for all nodes.
+    pub config: Option<String>,
 }
 
 impl Default for Options {
@@ -51,6 +53,7 @@ impl Default for Options {
         Self {
             durability: "os",
             arguments: Vec::new(),
+            config: None,
         }
     }
 }
@@ -67,9 +70,17 @@ pub struct Cluster {
 
 impl Cluster {
     /// An empty cluster with a certificate authority of its own.
-    pub fn empty(options: Options) -> Self {
+    pub fn empty(mut options: Options) -> Self {
         let folder = TempDir::with_prefix("torc-e2e-")
             .unwrap_or_else(|error| panic!("make a folder for the cluster: {error}"));
+        if let Some(config) = &options.config {
+            let path = folder.path().join("torc.toml");
+            std::fs::write(&path, config)
+                .unwrap_or_else(|error| panic!("write {}: {error}", path.display()));
+            options
+                .arguments
+                .extend(["--config".to_owned(), path.display().to_string()]);
+        }
         let pki = folder.path().join("pki");
         let cluster = Self {
             folder: Some(folder),

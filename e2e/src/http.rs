@@ -280,6 +280,14 @@ impl Connection {
         }
     }
 
+    /// Reads only the next status line and its header fields, an interim answer (1xx) too.
+    ///
+    /// # Errors
+    /// When it does not come whole, in time, and as HTTP.
+    pub fn receive_status(&mut self, timeout: Duration) -> Result<u16, HttpError> {
+        Ok(self.receive_head(Instant::now() + timeout, timeout)?.0)
+    }
+
     /// Reads whatever comes until the other side closes.
     ///
     /// # Errors
@@ -492,4 +500,109 @@ pub fn send(
     timeout: Duration,
 ) -> Result<Response, HttpError> {
     Client::new(address, timeout).send(request)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, TcpListener};
+    use std::thread;
+
+    use super::*;
+
+    const TIMEOUT: Duration = Duration::from_secs(5);
+
+    /// A server that answers its first connection with these bytes and closes.
+    fn answering(bytes: &'static [u8]) -> Connection {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("listen");
+        let address = listener.local_addr().expect("an address");
+        thread::spawn(move || {
+            let (mut stream, _) = listener.accept().expect("a connection");
+            stream.write_all(bytes).expect("send");
+        });
+        Connection::open(address, TIMEOUT).expect("connect")
+    }
+
+    #[test]
+    fn answers_with_length_in_chunks_and_until_the_end_are_read() {
+        let mut connection = answering(
+            b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-A:  b \r\n\r\nhi\
+              HTTP/1.1 204 No Content\r\n\r\n\
+              HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3;x=y\r\nabc\r\n1\r\nd\r\n0\r\n\r\n\
+              HTTP/1.1 404 Not Found\r\ncontent-length: 7\r\n\r\n\
+              HTTP/1.0 200 OK\r\n\r\nall the rest",
+        );
+        let first = connection.receive(false, TIMEOUT).expect("a length");
+        assert_eq!(
+            (first.status, first.text(), first.header("x-a")),
+            (200, "hi".into(), Some("b"))
+        );
+        assert_eq!(
+            connection.receive(false, TIMEOUT).expect("no body").status,
+            204
+        );
+        assert_eq!(
+            connection.receive(false, TIMEOUT).expect("chunks").text(),
+            "abcd"
+        );
+        assert_eq!(connection.receive(true, TIMEOUT).expect("HEAD").status, 404);
+        assert_eq!(
+            connection
+                .receive(false, TIMEOUT)
+                .expect("to the end")
+                .text(),
+            "all the rest"
+        );
+    }
+
+    #[test]
+    fn a_missing_answer_is_told_apart_from_a_cut_and_a_late_one() {
+        let cut =
+            answering(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf").receive(false, TIMEOUT);
+        assert!(matches!(&cut, Err(HttpError::Closed { .. })), "{cut:?}");
+        let odd = answering(b"+PONG\r\n\r\n").receive(false, TIMEOUT);
+        assert!(matches!(&odd, Err(HttpError::Malformed { .. })), "{odd:?}");
+
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("listen");
+        let address = listener.local_addr().expect("an address");
+        let late =
+            send(address, &Request::get("/"), Duration::from_millis(50)).expect_err("silence");
+        assert!(
+            matches!(&late, HttpError::Timeout { .. }) && late.may_have_had_effect(),
+            "{late:?}"
+        );
+        drop(listener);
+        let refused = send(address, &Request::get("/"), TIMEOUT).expect_err("nobody there");
+        assert!(!refused.may_have_had_effect(), "{refused:?}");
+    }
+
+    #[test]
+    fn a_problem_document_is_checked() {
+        let answer = |content_type: &str, body: &str| Response {
+            status: 400,
+            headers: vec![("content-type".into(), content_type.into())],
+            body: body.into(),
+        };
+        let good = r#"{"type":"about:blank","title":"t","status":400,"detail":"d"}"#;
+        assert!(
+            answer("application/problem+json", good)
+                .check_problem()
+                .is_ok()
+        );
+        assert!(answer("application/json", good).check_problem().is_err());
+        assert!(
+            answer("application/problem+json", &good.replace("400", "404"))
+                .check_problem()
+                .is_err()
+        );
+        assert!(
+            answer("application/problem+json", &good.replace("detail", "x"))
+                .check_problem()
+                .is_err()
+        );
+        assert!(
+            answer("application/problem+json", "{")
+                .check_problem()
+                .is_err()
+        );
+    }
 }

@@ -16,3 +16,13 @@ pub mod process;
 pub mod tmpfs;
 pub mod wait;
 pub mod workload;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+/// Lets the tests of one file run one after the other: several clusters at a time on two cores would
+/// only measure each other. Hold the guard for the whole test.
+pub fn alone() -> MutexGuard<'static, ()> {
+    ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
+}

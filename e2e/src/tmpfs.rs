@@ -37,18 +37,11 @@ impl Tmpfs {
         self.folder.path()
     }
 
-    /// Fills the file system up to `leave` bytes with a file and answers with its path; deleting
-    /// that file makes room again.
-    pub fn fill(&self, leave: u64) -> PathBuf {
-        use std::io::Write as _;
+    /// Puts a file of that size on it and answers with its path; deleting it makes room again.
+    pub fn ballast(&self, bytes: usize) -> PathBuf {
         let path = self.folder.path().join("ballast");
-        let mut file = std::fs::File::create(&path)
-            .unwrap_or_else(|error| panic!("create {}: {error}", path.display()));
-        let block = [0_u8; 16 * 1024];
-        while file.write_all(&block).is_ok() {}
-        let length = file.metadata().map_or(0, |metadata| metadata.len());
-        file.set_len(length.saturating_sub(leave))
-            .unwrap_or_else(|error| panic!("shorten {}: {error}", path.display()));
+        std::fs::write(&path, vec![1_u8; bytes])
+            .unwrap_or_else(|error| panic!("write {}: {error}", path.display()));
         path
     }
 }

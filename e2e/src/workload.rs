@@ -1,6 +1,5 @@
 //! Clients that put, get and delete over several nodes at a time and record what they saw.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -57,6 +56,14 @@ impl Default for Mix {
     }
 }
 
+impl Mix {
+    /// The keys in use.
+    pub fn keys(&self) -> impl Iterator<Item = Arc<str>> + use<> {
+        let prefix = self.prefix;
+        (0..self.keys).map(move |key| format!("{prefix}{key}").into())
+    }
+}
+
 /// A request that did not succeed.
 #[derive(Debug, Clone)]
 pub struct Failure {
@@ -86,18 +93,6 @@ impl Seen {
     pub fn succeeded(&self) -> usize {
         self.operations.len() - self.failures_count
     }
-
-    /// By key: the value that an acknowledged put wrote last. Right only when each key was written
-    /// by one client at a time.
-    pub fn last_written(&self) -> BTreeMap<Arc<str>, Value> {
-        let mut last = BTreeMap::new();
-        for operation in &self.operations {
-            if let (Call::Put(value), Outcome::Written) = (&operation.call, &operation.outcome) {
-                last.insert(Arc::clone(&operation.key), Arc::clone(value));
-            }
-        }
-        last
-    }
 }
 
 #[derive(Debug, Default)]
@@ -109,6 +104,7 @@ struct Failures {
 /// A running load; stops when it is finished or dropped.
 #[derive(Debug)]
 pub struct Load {
+    mix: Mix,
     recorder: Arc<Recorder>,
     failures: Arc<Mutex<Failures>>,
     stop: Arc<AtomicBool>,
@@ -119,6 +115,7 @@ impl Load {
     /// Starts the clients. `seed` decides keys and kinds of operations.
     pub fn start(nodes: &[SocketAddr], mix: &Mix, seed: u64) -> Self {
         let mut load = Self {
+            mix: mix.clone(),
             recorder: Arc::new(Recorder::new()),
             failures: Arc::default(),
             stop: Arc::default(),
@@ -170,14 +167,42 @@ impl Load {
             .count
     }
 
-    /// Stops the clients and waits for their last answers.
-    pub fn finish(mut self) -> Seen {
+    /// Stops the clients, then reads every key with `r=quorum` through each of `readers`, as part of
+    /// the same history: what was acknowledged and is gone contradicts these reads.
+    #[track_caller]
+    pub fn finish_reading(mut self, readers: &[SocketAddr]) -> Seen {
+        self.join();
+        for (offset, reader) in readers.iter().enumerate() {
+            let id = self.mix.clients + offset as u32;
+            let mut client = Client::new(*reader, self.mix.timeout);
+            for key in self.mix.keys() {
+                let request = Request::get(&format!("/kv/default/{key}?r=quorum"));
+                let mut failed = None;
+                self.recorder.run(id, &key, Call::Get, || {
+                    let (outcome, failure) = judge(&Call::Get, client.send(&request));
+                    failed = failure;
+                    outcome
+                });
+                if let Some(failure) = failed {
+                    panic!("reading {key} from {reader} after the load: {failure}");
+                }
+            }
+        }
+        self.finish()
+    }
+
+    fn join(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         for client in self.clients.drain(..) {
             if let Err(panic) = client.join() {
                 std::panic::resume_unwind(panic);
             }
         }
+    }
+
+    /// Stops the clients and waits for their last answers.
+    pub fn finish(mut self) -> Seen {
+        self.join();
         let failures =
             std::mem::take(&mut *self.failures.lock().unwrap_or_else(PoisonError::into_inner));
         Seen {

@@ -1,0 +1,188 @@
+//! Forming a cluster by hand, restarting it, and refusing who does not belong to it.
+
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use torc_e2e::cluster::{Cluster, Formation, Options, READY_MAX, REQUEST_MAX, shown};
+use torc_e2e::http::{Connection, Request};
+use torc_e2e::{alone, wait};
+
+/// Longer than a node that cannot join may take to say so.
+const REFUSED_MAX: Duration = Duration::from_secs(30);
+
+fn key(writer: usize) -> String {
+    format!("/kv/default/written-on-{writer}")
+}
+
+fn every_key_is_on_every_node(cluster: &Cluster) {
+    for writer in 0..cluster.nodes.len() {
+        for reader in &cluster.nodes {
+            let value = reader.get(&key(writer)).unwrap_or_default();
+            let expected = format!("value of {writer}").into_bytes();
+            assert_eq!(value, expected, "{} on {}", key(writer), reader.name);
+        }
+    }
+}
+
+#[test]
+fn three_nodes_by_hand_serve_every_key_and_come_back_without_being_told_how() {
+    let _alone = alone();
+    let mut cluster = Cluster::start(3, Options::default());
+    for (writer, node) in cluster.nodes.iter().enumerate() {
+        node.put(&key(writer), format!("value of {writer}"));
+    }
+    every_key_is_on_every_node(&cluster);
+
+    // A restart of one, then of all: the data folder knows the cluster.
+    cluster.nodes[1].stop();
+    cluster.nodes[1].start(&Formation::Known);
+    cluster.wait_members(3);
+    every_key_is_on_every_node(&cluster);
+    for node in &mut cluster.nodes {
+        node.stop();
+    }
+    cluster.restart_all();
+    every_key_is_on_every_node(&cluster);
+
+    let deleted = cluster.nodes[2].ask(&Request::delete(&key(0)));
+    assert!(
+        matches!(&deleted, Ok(answer) if answer.status == 204),
+        "{}",
+        shown(deleted)
+    );
+    for node in &cluster.nodes {
+        assert_eq!(
+            node.get(&key(0)),
+            None,
+            "deleted, but still on {}",
+            node.name
+        );
+    }
+
+    // `--bootstrap` on a used data folder would make a second cluster with the first one's data.
+    cluster.nodes[0].stop();
+    let log = refusal(&mut cluster, 0, &Formation::Bootstrap);
+    assert!(
+        log.to_lowercase().contains("bootstrap"),
+        "does not say why: {log}"
+    );
+    cluster.nodes[0].start(&Formation::Known);
+    assert_eq!(
+        cluster.nodes[0].get(&key(1)).as_deref(),
+        Some(&b"value of 1"[..])
+    );
+}
+
+/// Starts a node that must refuse; answers with what it said.
+#[track_caller]
+fn refusal(cluster: &mut Cluster, node: usize, formation: &Formation) -> String {
+    let node = &mut cluster.nodes[node];
+    let before = node.log().len();
+    node.launch(formation);
+    let status = node.wait_exit(REFUSED_MAX);
+    let said = node.log()[before..].to_owned();
+    assert!(
+        !status.success(),
+        "{} ended with success: {said}",
+        node.name
+    );
+    assert!(!said.contains("panicked"), "{} panicked: {said}", node.name);
+    said
+}
+
+#[test]
+fn a_node_is_stopped_in_order_while_a_request_is_under_way() {
+    let _alone = alone();
+    let mut cluster = Cluster::start(3, Options::default());
+    let node = &cluster.nodes[2];
+    let mut slow = Connection::open(node.http, REQUEST_MAX).expect("connect");
+    slow.send(b"PUT /kv/default/slow HTTP/1.1\r\nhost: t\r\ncontent-length: 10\r\n\r\n01234")
+        .expect("send the first half");
+    // An answer on another connection proves that the node has had time to read the first half.
+    node.put("/kv/default/other", "x");
+    node.signal(Signal::SIGTERM);
+    wait::until(
+        "the stopping node to accept no more",
+        READY_MAX,
+        || match Connection::open(node.http, REQUEST_MAX) {
+            Err(_) => Ok(()),
+            Ok(_) => Err("it accepts"),
+        },
+    );
+    slow.send(b"56789").expect("send the second half");
+    let answer = slow
+        .receive(false, REQUEST_MAX)
+        .expect("an answer to what was under way");
+    assert_eq!(answer.status, 204, "{}", answer.text());
+    let status = cluster.nodes[2].wait_exit(torc_e2e::cluster::STOP_MAX);
+    assert!(status.success(), "ended with {status}");
+    assert_eq!(
+        cluster.nodes[0].get("/kv/default/slow").as_deref(),
+        Some(&b"0123456789"[..])
+    );
+}
+
+#[test]
+fn joining_a_cluster_that_holds_keys_is_refused_with_the_reason() {
+    let _alone = alone();
+    let mut cluster = Cluster::start(1, Options::default());
+    cluster.nodes[0].put("/kv/default/k", "v");
+    let address = cluster.nodes[0].peer;
+    cluster.add();
+    let log = refusal(&mut cluster, 1, &Formation::Join(vec![address]));
+    assert!(
+        log.to_lowercase().contains("key"),
+        "does not say why: {log}"
+    );
+    assert_eq!(cluster.nodes[0].members().expect("members").len(), 1);
+    assert_eq!(
+        cluster.nodes[0].get("/kv/default/k").as_deref(),
+        Some(&b"v"[..])
+    );
+}
+
+#[test]
+fn a_node_of_another_cluster_is_refused_on_both_sides() {
+    let _alone = alone();
+    let mut cluster = Cluster::start(1, Options::default());
+    let address = cluster.nodes[0].peer;
+
+    // Another certificate authority: it does not get as far as saying who it is.
+    let mut strangers = Cluster::empty(Options::default());
+    strangers.add();
+    let here_before = cluster.nodes[0].log().len();
+    let log = refusal(&mut strangers, 0, &Formation::Join(vec![address])).to_lowercase();
+    assert!(
+        log.contains("certificate"),
+        "the stranger does not say why: {log}"
+    );
+    let here = cluster.nodes[0].log()[here_before..].to_lowercase();
+    assert!(
+        here.contains("certificate"),
+        "the member does not say why: {here}"
+    );
+
+    // The same authority, but a cluster of its own.
+    let mut others = Cluster::empty(Options::default());
+    others.use_pki_of(&cluster);
+    others.add_in("other-1", &others.folder().join("other-1"));
+    others.nodes[0].start(&Formation::Bootstrap);
+    others.nodes[0].stop();
+    let here_before = cluster.nodes[0].log().len();
+    let log = refusal(&mut others, 0, &Formation::Join(vec![address])).to_lowercase();
+    assert!(
+        log.contains("cluster"),
+        "the other cluster's node does not say why: {log}"
+    );
+    let here = cluster.nodes[0].log()[here_before..].to_lowercase();
+    assert!(
+        here.contains("cluster"),
+        "the member does not say why: {here}"
+    );
+
+    // Neither harmed the cluster, and the other one still has its own.
+    assert_eq!(cluster.nodes[0].members().expect("members").len(), 1);
+    cluster.nodes[0].put("/kv/default/k", "v");
+    others.nodes[0].start(&Formation::Known);
+    cluster.nodes[0].stop();
+}

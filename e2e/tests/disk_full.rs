@@ -1,0 +1,129 @@
+//! A full disk: writes are refused with 507, reads are served, and room brings the node back.
+//!
+//! The data folder lies on a small tmpfs of its own, so this test needs root and says so without it.
+
+use std::fs;
+
+use torc_e2e::cluster::{Cluster, Formation, Node, Options, READY_MAX, shown};
+use torc_e2e::http::Request;
+use torc_e2e::tmpfs::Tmpfs;
+use torc_e2e::{alone, wait};
+
+const DISK_MEBIBYTES: u32 = 192;
+const BALLAST_BYTES: usize = 64 * 1024 * 1024;
+const VALUE_BYTES: usize = 64 * 1024;
+/// A small memtable, so that the log does not fill the disk before anything is flushed.
+const CONFIG: &str = "[storage]\nwrite_buffer = \"4MiB\"\nreserve = \"24MiB\"\n";
+
+fn value(number: usize) -> Vec<u8> {
+    // Does not compress well, so that what is written takes the room that it seems to take.
+    let mut random = torc_e2e::workload::Random(number as u64);
+    (0..VALUE_BYTES / 8)
+        .flat_map(|_| random.next_u64().to_le_bytes())
+        .collect()
+}
+
+fn put(node: &Node, number: usize) -> Result<u16, String> {
+    let request = Request::put(&format!("/kv/default/full-{number}"), value(number));
+    let answer = node.ask(&request)?;
+    match answer.status {
+        204 => Ok(204),
+        507 => answer.check_problem().map(|_| 507),
+        _ => Err(shown(Ok(answer))),
+    }
+}
+
+/// Writes until the node says that the disk is full; answers with how many writes it took.
+#[track_caller]
+fn fill(node: &Node, from: usize) -> usize {
+    let most = from + (DISK_MEBIBYTES as usize * 1024 * 1024) / VALUE_BYTES + 1;
+    for number in from..most {
+        match put(node, number) {
+            Ok(204) => {}
+            Ok(_) => return number,
+            Err(wrong) => panic!("write {number} while the disk fills up: {wrong}"),
+        }
+    }
+    panic!("{most} values of {VALUE_BYTES} bytes fitted on a disk of {DISK_MEBIBYTES} MiB");
+}
+
+#[track_caller]
+fn assert_all_readable(node: &Node, count: usize) {
+    for number in 0..count {
+        let read = node.get(&format!("/kv/default/full-{number}"));
+        assert!(
+            read.as_ref() == Some(&value(number)),
+            "value {number} of {count} is lost or wrong"
+        );
+    }
+}
+
+#[test]
+fn a_full_disk_refuses_writes_serves_reads_and_recovers_when_there_is_room() {
+    let _alone = alone();
+    let disk = Tmpfs::mount(DISK_MEBIBYTES);
+    let ballast = disk.ballast(BALLAST_BYTES);
+    let options = Options {
+        config: Some(CONFIG.to_owned()),
+        ..Options::default()
+    };
+    let mut cluster = Cluster::empty(options);
+    cluster.add_in("node-1", &disk.path().join("data"));
+    cluster.nodes[0].start(&Formation::Bootstrap);
+
+    let node = &cluster.nodes[0];
+    let pid = node.pid();
+    let written = fill(node, 0);
+    eprintln!("507 after {written} values");
+    assert!(written > 100, "507 after {written} values already");
+    assert_all_readable(node, written);
+    assert_eq!(node.pid(), pid);
+    // Refused means refused: nothing of it may be seen later.
+    assert_eq!(node.get(&format!("/kv/default/full-{written}")), None);
+    // Small writes are refused too; what is kept back is for deletes, votes and bounds.
+    let small = node.ask(&Request::put("/kv/default/small", "x"));
+    assert!(
+        matches!(&small, Ok(answer) if answer.status == 507),
+        "{}",
+        shown(small)
+    );
+    let deleted = node.ask(&Request::delete("/kv/default/full-0"));
+    assert!(
+        matches!(&deleted, Ok(answer) if answer.status == 204),
+        "{}",
+        shown(deleted)
+    );
+    assert_eq!(node.get("/kv/default/full-0"), None);
+
+    // A restart on the full disk serves what there is.
+    cluster.nodes[0].kill();
+    cluster.nodes[0].launch(&Formation::Known);
+    let node = &cluster.nodes[0];
+    wait::until(
+        "reads on the full disk after a restart",
+        READY_MAX,
+        || match node.ask(&Request::get("/kv/default/full-1")) {
+            Ok(answer) if answer.status == 200 => Ok(()),
+            other => Err(shown(other)),
+        },
+    );
+    assert_eq!(put(node, written), Ok(507));
+
+    fs::remove_file(&ballast).expect("remove the ballast");
+    wait::until("writes to be taken again", READY_MAX, || {
+        match put(node, written) {
+            Ok(204) => Ok(()),
+            Ok(status) => Err(status.to_string()),
+            Err(wrong) => Err(wrong),
+        }
+    });
+    // And it notices the next time as well.
+    let full_again = fill(node, written + 1);
+    for number in 1..full_again {
+        let read = node.get(&format!("/kv/default/full-{number}"));
+        assert!(
+            read.as_ref() == Some(&value(number)),
+            "value {number} is lost or wrong"
+        );
+    }
+}

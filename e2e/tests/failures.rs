@@ -1,0 +1,179 @@
+//! Nodes die under load; nothing that was acknowledged is lost.
+
+use std::time::Duration;
+
+use torc_e2e::cluster::{Cluster, Formation, Node, Options, READY_MAX, shown};
+use torc_e2e::http::Request;
+use torc_e2e::linearize::check;
+use torc_e2e::workload::{Load, Mix, Seen, is_long, seed};
+use torc_e2e::{alone, history, wait};
+
+/// After this long, a dead node must not make any request fail.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+#[track_caller]
+fn assert_linearizable(seen: &Seen, cluster: &Cluster) {
+    match check(&seen.operations) {
+        Ok(checked) => eprintln!("{checked:?}, {} requests failed", seen.failures_count),
+        Err(violation) => {
+            let path = cluster.folder().join("history.txt");
+            let kept = history::dump(&seen.operations, &path);
+            panic!(
+                "{violation}\nthe whole history: {} ({kept:?})",
+                path.display()
+            );
+        }
+    }
+}
+
+fn wait_operations(load: &Load, more: usize) {
+    let target = load.operations_so_far() + more;
+    wait::until(
+        &format!("{more} more operations"),
+        READY_MAX,
+        || match load.operations_so_far() {
+            now if now >= target => Ok(()),
+            now => Err(format!("{now} of {target}")),
+        },
+    );
+}
+
+fn wait_until_ns(load: &Load, end: u64) {
+    let allowed = Duration::from_nanos(end) + READY_MAX;
+    wait::until("the observation time to pass", allowed, || {
+        if load.now_ns() >= end {
+            Ok(())
+        } else {
+            Err("not yet")
+        }
+    });
+}
+
+#[test]
+fn a_node_killed_under_load_fails_no_request_after_the_patience_and_catches_up() {
+    let _alone = alone();
+    let mut cluster = Cluster::start(3, Options::default());
+    let survivors = cluster.addresses()[..2].to_vec();
+    let mix = Mix {
+        clients: 8,
+        keys: 40,
+        pace: Duration::from_millis(2),
+        ..Mix::default()
+    };
+    let load = Load::start(&survivors, &mix, seed());
+    wait_operations(&load, 500);
+    let failed_before = load.failures_so_far();
+    assert_eq!(
+        failed_before, 0,
+        "requests failed while all nodes were well"
+    );
+
+    let killed_ns = load.now_ns();
+    cluster.nodes[2].kill();
+    let patient_ns = killed_ns + PATIENCE.as_nanos() as u64;
+    wait_until_ns(&load, patient_ns);
+    all_three_are_refused(&cluster.nodes[0]);
+    wait_operations(&load, 500);
+    cluster.nodes[0].wait_metric("torc_hints_waiting", &[], |waiting| waiting > 0.0);
+
+    cluster.nodes[2].start(&Formation::Known);
+    for node in &cluster.nodes[..2] {
+        node.wait_metric("torc_hints_waiting", &[], |waiting| waiting == 0.0);
+    }
+    wait_operations(&load, 200);
+    let seen = load.finish_reading(&cluster.addresses());
+    let late: Vec<_> = seen
+        .failures
+        .iter()
+        .filter(|one| one.invoked_ns > patient_ns)
+        .collect();
+    assert!(
+        late.is_empty(),
+        "failed after the patience ({patient_ns} ns): {late:#?}"
+    );
+    eprintln!(
+        "{} of {} failed within the patience",
+        seen.failures_count,
+        seen.operations.len()
+    );
+    assert_linearizable(&seen, &cluster);
+    the_third_has_the_newest(&cluster, &mix);
+}
+
+#[track_caller]
+fn all_three_are_refused(node: &Node) {
+    for request in [
+        Request::put("/kv/default/all?w=all", "x"),
+        Request::delete("/kv/default/all?w=all"),
+    ] {
+        let answer = node
+            .ask(&request)
+            .unwrap_or_else(|error| panic!("w=all: {error}"));
+        assert_eq!(
+            answer.status,
+            503,
+            "w=all with one node dead: {}",
+            answer.text()
+        );
+        let problem = answer
+            .check_problem()
+            .unwrap_or_else(|wrong| panic!("{wrong}"));
+        assert_eq!(problem["required"].as_u64(), Some(3), "{problem}");
+        assert_eq!(problem["received"].as_u64(), Some(2), "{problem}");
+        let detail = problem["detail"].as_str().unwrap_or_default();
+        assert!(
+            detail.contains("may"),
+            "does not say that it may still take effect: {problem}"
+        );
+    }
+    let answer = node.ask(&Request::get("/kv/default/all?r=all"));
+    assert!(
+        matches!(&answer, Ok(answer) if answer.status == 503),
+        "r=all: {}",
+        shown(answer)
+    );
+}
+
+/// Asks only the node that was away.
+#[track_caller]
+fn the_third_has_the_newest(cluster: &Cluster, mix: &Mix) {
+    for key in mix.keys() {
+        let newest = cluster.nodes[0].get(&format!("/kv/default/{key}?r=all"));
+        let own = cluster.nodes[2].get(&format!("/kv/default/{key}?r=one"));
+        assert_eq!(own, newest, "{key} on the node that came back");
+    }
+}
+
+#[test]
+fn every_acknowledged_write_survives_the_death_of_all_nodes() {
+    let _alone = alone();
+    let rounds = if is_long() { 100 } else { 10 };
+    let mut cluster = Cluster::start(
+        3,
+        Options {
+            durability: "fsync",
+            ..Options::default()
+        },
+    );
+    let mix = Mix {
+        clients: 8,
+        keys: 24,
+        puts: 70,
+        deletes: 5,
+        ..Mix::default()
+    };
+    let load = Load::start(&cluster.addresses(), &mix, seed());
+    for round in 1..=rounds {
+        let before = load.operations_so_far() - load.failures_so_far();
+        wait::until("200 operations to succeed", READY_MAX, || {
+            match load.operations_so_far() - load.failures_so_far() - before {
+                now if now >= 200 => Ok(()),
+                now => Err(format!("{now} in round {round}")),
+            }
+        });
+        cluster.kill_all();
+        cluster.restart_all();
+    }
+    let seen = load.finish_reading(&cluster.addresses());
+    assert_linearizable(&seen, &cluster);
+}

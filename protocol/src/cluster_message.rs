@@ -1,8 +1,18 @@
 //! What the cluster machines of two nodes say to each other.
+//!
+//! Configurations travel as [`Blob`]s of [`crate::wire::encode_config`], so that a node that only passes
+//! one on need not take it apart; whoever takes one in decodes and validates it.
 
-use torc_ring::{ClusterId, ConfigVersion};
+use torc_ring::{ClusterId, ConfigVersion, Member, NodeId, RingVersion};
 
+use crate::agree::Ballot;
 use crate::hlc::Hlc;
+use crate::wire::Blob;
+
+/// Version of this conversation; a joiner that speaks another one is refused.
+pub const CLUSTER_PROTOCOL: u32 = 1;
+/// Greatest number of configurations in one [`ClusterMessage::Configs`].
+pub const CONFIGS_MAX: usize = 16;
 
 /// Between cluster machines.
 #[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::BorrowDecode)]
@@ -10,13 +20,244 @@ use crate::hlc::Hlc;
 pub enum ClusterMessage {
     /// Are you there, and what do you know?
     Ping {
-        /// Config version that the sender has applied.
-        #[bincode(with_serde)]
-        applied: ConfigVersion,
-        /// Cluster of the sender.
-        #[bincode(with_serde)]
-        cluster: Option<ClusterId>,
-        /// The sender's durable clock bound.
-        bound: Hlc,
+        /// Repeated by the pong.
+        seq: u64,
+        /// Where the sender stands.
+        standing: Standing,
     },
+    /// Answer to a ping.
+    Pong {
+        /// The ping's.
+        seq: u64,
+        /// The sender's wall clock, in microseconds since 1970.
+        wall: u64,
+        /// Where the sender stands.
+        standing: Standing,
+    },
+    /// A node that has started asks whether it has forgotten something. Answered by everybody, at any time.
+    StartCheck {
+        /// The clock bound that it found on its disk.
+        bound: Hlc,
+        /// Its cluster.
+        #[bincode(with_serde)]
+        cluster: ClusterId,
+    },
+    /// Answer to a start check.
+    StartChecked {
+        /// The asker's bound, repeated.
+        bound: Hlc,
+        /// The highest clock bound that the sender remembers of the asker; 0 for none.
+        remembered: Hlc,
+    },
+    /// The sender belongs to another cluster and talks about nothing else with the receiver.
+    Foreign {
+        /// The sender's cluster.
+        #[bincode(with_serde)]
+        cluster: ClusterId,
+    },
+    /// Asks for decided configurations. Answered to everybody, members or not.
+    Fetch {
+        /// Those after this version, in order; `None` for the newest alone.
+        #[bincode(with_serde)]
+        after: Option<ConfigVersion>,
+    },
+    /// Decided configurations.
+    Configs {
+        /// The oldest version that the sender still has; 0 when it has none.
+        #[bincode(with_serde)]
+        oldest: ConfigVersion,
+        /// The newest version that the sender has; 0 when it has none.
+        #[bincode(with_serde)]
+        latest: ConfigVersion,
+        /// At most [`CONFIGS_MAX`], in order.
+        configs: Vec<Blob>,
+    },
+    /// A node without a configuration wants to become a member.
+    Join {
+        /// [`CLUSTER_PROTOCOL`] of the joiner.
+        protocol: u32,
+        /// The configuration that it has fetched.
+        #[bincode(with_serde)]
+        version: ConfigVersion,
+        /// That configuration's cluster.
+        #[bincode(with_serde)]
+        cluster: ClusterId,
+        /// The joiner.
+        #[bincode(with_serde)]
+        member: Member,
+    },
+    /// Not now: fetch the present configuration and ask again after a while.
+    JoinBusy,
+    /// No.
+    JoinRefused {
+        /// Why.
+        refusal: JoinRefusal,
+    },
+    /// Before anything is frozen: do you hold keys, and can you reach these nodes?
+    Probe {
+        /// Names the change for its proposer.
+        change: u64,
+        /// The joiners.
+        #[bincode(with_serde)]
+        joiners: Vec<Member>,
+    },
+    /// Answer to a probe; comes again when more joiners were reached.
+    Probed {
+        /// The probe's.
+        change: u64,
+        /// No record and no hint is stored.
+        empty: bool,
+        /// Joiners that were reached at the address that they gave.
+        #[bincode(with_serde)]
+        reached: Vec<NodeId>,
+    },
+    /// Take no writes at this ring version any more.
+    Freeze {
+        /// The ring version.
+        #[bincode(with_serde)]
+        ring: RingVersion,
+    },
+    /// The sender is durably frozen at this ring version, no write is in flight, and it has looked.
+    Attested {
+        /// The ring version.
+        #[bincode(with_serde)]
+        ring: RingVersion,
+        /// No record and no hint is stored.
+        empty: bool,
+    },
+    /// Paxos, first phase.
+    Prepare {
+        /// The config version to be decided.
+        #[bincode(with_serde)]
+        version: ConfigVersion,
+        /// The proposer's ballot.
+        ballot: Ballot,
+    },
+    /// Answer to [`ClusterMessage::Prepare`].
+    Promise {
+        /// The config version.
+        #[bincode(with_serde)]
+        version: ConfigVersion,
+        /// The ballot promised.
+        ballot: Ballot,
+        /// What was accepted before, and in which ballot.
+        accepted: Option<(Ballot, Blob)>,
+    },
+    /// Paxos, second phase.
+    Accept {
+        /// The proposer's ballot.
+        ballot: Ballot,
+        /// The configuration, which holds its version.
+        config: Blob,
+    },
+    /// Answer to [`ClusterMessage::Accept`].
+    Accepted {
+        /// The config version.
+        #[bincode(with_serde)]
+        version: ConfigVersion,
+        /// The ballot in which it was accepted.
+        ballot: Ballot,
+    },
+    /// Answer to either phase: a higher ballot was promised.
+    Rejected {
+        /// The config version.
+        #[bincode(with_serde)]
+        version: ConfigVersion,
+        /// The ballot refused.
+        ballot: Ballot,
+        /// The ballot promised.
+        promised: Ballot,
+    },
+    /// This configuration is decided.
+    Learn {
+        /// The configuration.
+        config: Blob,
+    },
+    /// The sender has stored all versions up to this one as decided.
+    Learned {
+        /// The version.
+        #[bincode(with_serde)]
+        version: ConfigVersion,
+    },
+}
+
+/// What a node tells of itself with every ping and pong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub struct Standing {
+    /// Its cluster, if it knows one.
+    #[bincode(with_serde)]
+    pub cluster: Option<ClusterId>,
+    /// Newest config version that it has stored as decided; 0 for none.
+    #[bincode(with_serde)]
+    pub decided: ConfigVersion,
+    /// Config version that it has applied, durably; 0 for none.
+    #[bincode(with_serde)]
+    pub applied: ConfigVersion,
+    /// Its durable clock bound.
+    pub bound: Hlc,
+}
+
+/// Why a node cannot become a member.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, bincode::Encode, bincode::Decode)]
+pub enum JoinRefusal {
+    /// The joiner is older or newer than the cluster.
+    #[error("the cluster speaks cluster protocol {cluster}, this node {joiner}: install the same version of torc")]
+    Protocol {
+        /// The cluster's.
+        cluster: u32,
+        /// The joiner's.
+        joiner: u32,
+    },
+    /// The joiner's configuration is another cluster's.
+    #[error("the node asked belongs to cluster {theirs}, this node to cluster {ours}: check the addresses given to --join")]
+    OtherCluster {
+        /// The cluster that was asked.
+        #[bincode(with_serde)]
+        theirs: ClusterId,
+        /// The cluster that the joiner knows.
+        #[bincode(with_serde)]
+        ours: ClusterId,
+    },
+    /// The name is taken.
+    #[error("a member is called `{name}` already: give this node another --name (a node that lost its data is a new node)")]
+    NameTaken {
+        /// The name.
+        name: String,
+    },
+    /// The peer address is taken.
+    #[error("a member has the peer address {address} already: give this node another --peer")]
+    AddressTaken {
+        /// The address.
+        address: String,
+    },
+    /// The joiner's name, zone, weight or addresses are not valid.
+    #[error("this node's name, zone, weight or addresses are not valid: check --name, --zone, --weight, --peer and --http")]
+    BadMember,
+    /// The cluster is full.
+    #[error("the cluster has {count} members, which is the limit")]
+    TooManyMembers {
+        /// Members that it has.
+        count: u32,
+    },
+    /// The cluster holds keys, and ring changes do not exist yet.
+    #[error("this cluster holds keys; joining a cluster with keys comes with ring changes: let all nodes join before the first key is written, or start from empty data directories")]
+    HoldsKeys,
+    /// Too few members can reach the joiner at the address that it gives.
+    #[error("only {reached} of {members} members reach this node at {address}: check --peer, and that UDP is let through")]
+    Unreachable {
+        /// The address.
+        address: String,
+        /// Members that reached it.
+        reached: u32,
+        /// Members.
+        members: u32,
+    },
+}
+
+impl JoinRefusal {
+    /// Whether asking again cannot help.
+    #[must_use]
+    pub fn is_final(&self) -> bool {
+        !matches!(self, Self::Unreachable { .. })
+    }
 }

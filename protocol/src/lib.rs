@@ -3,14 +3,25 @@
 //! Time is an argument, randomness a seed, messages and disk operations are data. The same code runs
 //! in the server and in the simulator. Nothing here opens a file or a socket or reads a clock.
 
+pub mod agree;
 pub mod client;
 pub mod cluster_message;
+mod core;
+mod get;
+mod hints;
 pub mod hlc;
+mod latency;
+mod list;
 pub mod message;
+mod put;
+pub mod quorum;
 pub mod record;
+mod replicate;
+pub mod shard;
 pub mod shard_io;
 pub mod siblings;
 pub mod store;
 pub mod time;
 pub mod version;
+mod watch;
 pub mod wire;

@@ -1,0 +1,301 @@
+//! What the machines of one shard share: clock, view, beliefs about peers, timers, and the way out.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use torc_ring::{Bucket, NodeId, PartitionId, RingVersion};
+
+use crate::client::{ClientReply, RequestId};
+use crate::hlc::{Hlc, HlcClock};
+use crate::latency::Latencies;
+use crate::message::{OpId, PeerBody, PeerMessage, RecordKey, Reply, ReplyKind, Request, RequestKind};
+use crate::shard_io::{Event, Output, View};
+use crate::store::{Batch, CommitId, Query, ReadId, StateKey, Sync, Write};
+use crate::time::{MS, Mono, Now, SECOND};
+use crate::wire::Blob;
+
+/// What a shard is told once, when its node starts.
+#[derive(Clone, Debug)]
+pub struct ShardSettings {
+    /// This node.
+    pub node: NodeId,
+    /// This node's zone: replicas in it are asked first.
+    pub zone: String,
+    /// Index of the shard, below `count`.
+    pub index: u8,
+    /// Number of shards of the node, a power of two of at most [`crate::hlc::SHARDS_MAX`].
+    pub count: u8,
+    /// Highest clock bound that any earlier life of this node made durable.
+    pub durable_bound: Hlc,
+    /// Random number, new at each start: exchanges of an earlier life are not mistaken for present ones.
+    pub seed: u64,
+    /// Allowed clock drift, in microseconds.
+    pub drift_max: u64,
+    /// An owner that has not acked a write after this many microseconds gets a hint.
+    pub hint_after: u64,
+    /// Greatest sum of hint weights kept for one target by this shard, in bytes.
+    pub hint_bytes_max: u64,
+    /// Hints older than this many microseconds are dropped.
+    pub hint_age_max: u64,
+    /// Greatest rate at which this shard delivers hints to one target, in bytes per second.
+    pub hint_rate: u64,
+    /// Greatest number of clients' requests in work; further ones are refused.
+    pub ops_max: usize,
+    /// Greatest number of answered writes that still wait for slow owners; beyond, the oldest get hints.
+    pub lingering_max: usize,
+    /// Greatest number of watches that this shard keeps for coordinators.
+    pub watchers_max: usize,
+}
+
+impl ShardSettings {
+    /// Defaults for that shard of that node; the shell overrides what its configuration says.
+    #[must_use]
+    pub fn new(node: NodeId, index: u8, count: u8) -> Self {
+        Self {
+            node,
+            zone: String::new(),
+            index,
+            count,
+            durable_bound: Hlc(0),
+            seed: 0,
+            drift_max: 60 * SECOND,
+            hint_after: SECOND,
+            hint_bytes_max: 256 << 20,
+            hint_age_max: 3 * 3_600 * SECOND,
+            hint_rate: 32 << 20,
+            ops_max: 8_192,
+            lingering_max: 8_192,
+            watchers_max: 10_000,
+        }
+    }
+}
+
+/// Whether an operation goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// It waits for something.
+    Wait,
+    /// It is over, and everybody has been told.
+    Done,
+}
+
+/// A deadline of something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Timer {
+    /// A coordinated operation, or a delivery of hints.
+    Op(OpId),
+    /// The clock bound, hints, watches and parked requests are looked after.
+    Housekeeping,
+}
+
+/// Interval of housekeeping, in microseconds.
+pub(crate) const HOUSEKEEPING: u64 = 250 * MS;
+
+/// The shared part of a shard.
+#[derive(Debug)]
+pub(crate) struct Core {
+    pub(crate) settings: ShardSettings,
+    pub(crate) clock: HlcClock,
+    pub(crate) view: Option<Arc<View>>,
+    pub(crate) dead: BTreeSet<NodeId>,
+    pub(crate) clock_trusted: bool,
+    pub(crate) serving: bool,
+    pub(crate) frozen: Option<RingVersion>,
+    pub(crate) latency: Latencies,
+    pub(crate) now: Now,
+    pub(crate) out: VecDeque<Output>,
+    /// Messages of this node to itself: taken like any other, but never encoded.
+    pub(crate) loopback: VecDeque<PeerMessage>,
+    pub(crate) timers: BTreeSet<(Mono, Timer)>,
+    bound_commit: Option<CommitId>,
+    next_op: u64,
+    next_read: u64,
+    next_commit: u64,
+}
+
+impl Core {
+    pub(crate) fn new(settings: ShardSettings, now: Now) -> Self {
+        assert!(settings.count.is_power_of_two(), "the number of shards is a power of two");
+        assert!(settings.index < settings.count, "a shard's index is below their number");
+        let clock = HlcClock::new(settings.index, settings.durable_bound, settings.drift_max);
+        let next_op = settings.seed;
+        Self {
+            settings,
+            clock,
+            view: None,
+            dead: BTreeSet::new(),
+            clock_trusted: true,
+            serving: false,
+            frozen: None,
+            latency: Latencies::default(),
+            now,
+            out: VecDeque::new(),
+            loopback: VecDeque::new(),
+            timers: BTreeSet::new(),
+            bound_commit: None,
+            next_op,
+            next_read: 0,
+            next_commit: 0,
+        }
+    }
+
+    pub(crate) fn node(&self) -> NodeId {
+        self.settings.node
+    }
+
+    /// Ring version that this shard has applied; 0 before it has one.
+    pub(crate) fn ring_version(&self) -> RingVersion {
+        self.view.as_ref().map_or(RingVersion(0), |view| view.config.ring_version)
+    }
+
+    pub(crate) fn is_frozen(&self) -> bool {
+        self.frozen == Some(self.ring_version())
+    }
+
+    pub(crate) fn partition(&self, key: &RecordKey) -> PartitionId {
+        let bits = self.view.as_ref().map_or(0, |view| view.config.partition_bits);
+        key.token.partition(bits)
+    }
+
+    /// Owners of a partition in that bucket, in order of preference.
+    pub(crate) fn owners(&self, bucket: &Bucket, partition: PartitionId) -> Vec<NodeId> {
+        self.view.as_ref().map_or_else(Vec::new, |view| view.ring.owners(bucket.n, partition).to_vec())
+    }
+
+    pub(crate) fn new_op(&mut self) -> OpId {
+        self.next_op = self.next_op.wrapping_add(1);
+        OpId::new(self.settings.index, self.next_op)
+    }
+
+    /// Sends to a peer, or to this node itself without encoding anything.
+    pub(crate) fn send(&mut self, to: NodeId, body: PeerBody) {
+        let message = PeerMessage { hlc: self.clock.last(), body };
+        if to == self.settings.node {
+            self.loopback.push_back(message);
+        } else {
+            self.out.push_back(Output::Send(to, message));
+        }
+    }
+
+    /// Asks a replica, telling it how much time is left.
+    pub(crate) fn request(&mut self, to: NodeId, ask: &Ask, kind: RequestKind) {
+        let remaining = ask.deadline.since(self.now.mono).min(u64::from(u32::MAX));
+        let request = Request {
+            op: ask.op,
+            ring: ask.ring,
+            remaining_us: remaining as u32,
+            trace: Blob(ask.trace.clone()),
+            kind,
+        };
+        self.send(to, PeerBody::Request(request));
+    }
+
+    pub(crate) fn answer(&mut self, to: NodeId, op: OpId, ring: RingVersion, kind: ReplyKind) {
+        self.send(to, PeerBody::Reply(Reply { op, ring, kind }));
+    }
+
+    pub(crate) fn reply(&mut self, request: RequestId, reply: ClientReply) {
+        self.out.push_back(Output::Reply(request, reply));
+    }
+
+    pub(crate) fn event(&mut self, event: Event) {
+        self.out.push_back(Output::Event(event));
+    }
+
+    pub(crate) fn read(&mut self, query: Query) -> ReadId {
+        self.next_read += 1;
+        let id = ReadId(self.next_read);
+        self.out.push_back(Output::Read(id, query));
+        id
+    }
+
+    pub(crate) fn commit(&mut self, write: Write, sync: Sync) -> CommitId {
+        self.next_commit += 1;
+        let id = CommitId(self.next_commit);
+        self.out.push_back(Output::Commit(id, Batch { writes: vec![write], sync }));
+        id
+    }
+
+    /// Moves the timer of an operation from one moment to another.
+    pub(crate) fn set_timer(&mut self, op: OpId, from: Option<Mono>, to: Option<Mono>) {
+        if from == to {
+            return;
+        }
+        if let Some(at) = from {
+            self.timers.remove(&(at, Timer::Op(op)));
+        }
+        if let Some(at) = to {
+            self.timers.insert((at, Timer::Op(op)));
+        }
+    }
+
+    /// Asks for the clock's next durable bound when it is time.
+    pub(crate) fn renew_bound(&mut self) {
+        if let Some(bound) = self.clock.renewal(self.now.wall) {
+            let key = StateKey::HlcBound(self.settings.index);
+            let value = Bytes::copy_from_slice(&bound.0.to_be_bytes());
+            self.bound_commit = Some(self.commit(Write::StatePut { key, value }, Sync::Fsync));
+        }
+    }
+
+    /// Takes the outcome of a commit if it is the clock bound's; answers whether it was.
+    pub(crate) fn on_bound_committed(&mut self, id: CommitId, ok: bool) -> bool {
+        if self.bound_commit != Some(id) {
+            return false;
+        }
+        self.bound_commit = None;
+        if ok {
+            self.clock.on_bound_durable();
+        } else {
+            self.clock.on_bound_failed();
+        }
+        true
+    }
+}
+
+/// What the messages of one operation have in common.
+#[derive(Clone, Debug)]
+pub(crate) struct Ask {
+    pub(crate) op: OpId,
+    pub(crate) ring: RingVersion,
+    pub(crate) deadline: Mono,
+    pub(crate) trace: Bytes,
+}
+
+/// Who asked, since when, and whether they are still waiting.
+#[derive(Debug)]
+pub(crate) struct Caller {
+    /// Taken when the answer is given.
+    pub(crate) request: Option<RequestId>,
+    pub(crate) started: Mono,
+    /// `put`, `delete`, `get`, `watch`, `list`.
+    pub(crate) op: &'static str,
+}
+
+impl Caller {
+    /// Answers once; later answers go nowhere.
+    pub(crate) fn answer(&mut self, core: &mut Core, ask: &Ask, required: u8, reply: ClientReply) {
+        let Some(request) = self.request.take() else { return };
+        let outcome = outcome_of(&reply);
+        let micros = core.now.mono.since(self.started);
+        core.event(Event::Coordinated { op: self.op, required, outcome, micros, trace: ask.trace.clone() });
+        core.reply(request, reply);
+    }
+}
+
+fn outcome_of(reply: &ClientReply) -> &'static str {
+    use crate::client::ClientError as E;
+    match reply {
+        ClientReply::Failed(error) => match error {
+            E::Quorum { .. } => "quorum",
+            E::Unavailable { .. } => "unavailable",
+            E::QuorumTooLarge { .. } | E::Mode | E::NoBucket | E::ContextFromFuture => "invalid",
+            E::DiskFull { .. } => "disk_full",
+            E::ClockDrift => "clock",
+            E::Overloaded => "overloaded",
+            E::NotReady => "not_ready",
+        },
+        ClientReply::Stored { .. } | ClientReply::Found { .. } | ClientReply::Listed { .. } => "ok",
+    }
+}

@@ -1,0 +1,441 @@
+//! Read coordinator: the full value from the best replica, digests from the rest, one replica more when
+//! somebody is slow; where answers differ, everything is fetched, merged, and written back.
+//!
+//! Invariant (`blocking`): what a read answers is stored on max(w, n−r+1) owners before it is answered, so
+//! with r + w > n and 2r > n a later read never goes back in time.
+//! Source: Dynamo (2007), section 5; Cassandra's blocking read repair. Reads no clock, does no I/O.
+
+use torc_ring::{NodeId, Quorum, ReadRepair, RingVersion};
+
+use crate::client::{ClientError, ClientReply};
+use crate::core::{Ask, Caller, Core, Step};
+use crate::message::{OpId, RecordKey, Refusal, ReplyKind, RequestKind, WritePurpose};
+use crate::put::RETRY_OLDER;
+use crate::quorum::{Tally, Verdict};
+use crate::record::Record;
+use crate::shard_io::Event;
+use crate::time::Mono;
+use crate::version::Digest;
+
+/// To whom the result of a read goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum For {
+    /// The client.
+    Client,
+    /// A watch of this shard.
+    Watch(OpId),
+}
+
+/// How a read is to be coordinated.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    /// Owners, the one to be asked first in front.
+    pub(crate) order: Vec<NodeId>,
+    pub(crate) required: usize,
+    pub(crate) repair: ReadRepair,
+    /// How many owners must have the merged value before a blocking repair answers.
+    pub(crate) repair_required: usize,
+}
+
+/// What one owner said.
+#[derive(Clone, Debug)]
+enum Answer {
+    /// Asked for a digest or for the value; nothing came yet.
+    Asked { since: Mono },
+    /// Everything.
+    Full(Option<Record>),
+    /// The digest.
+    Digest(Option<Digest>),
+    /// It will not answer.
+    Refused,
+}
+
+impl Answer {
+    fn digest(&self) -> Option<Option<Digest>> {
+        match self {
+            Self::Full(record) => Some(record.as_ref().map(Record::digest)),
+            Self::Digest(digest) => Some(*digest),
+            Self::Asked { .. } | Self::Refused => None,
+        }
+    }
+}
+
+#[derive(Debug)]
+enum Phase {
+    /// Answers are being collected; with `all_full` only whole values count, because digests differed.
+    Collect { all_full: bool },
+    /// The merged value is being written back.
+    WriteBack { merged: Option<Record>, tally: Tally },
+}
+
+/// One read on its way.
+#[derive(Debug)]
+pub(crate) struct Get {
+    pub(crate) ask: Ask,
+    pub(crate) caller: Caller,
+    pub(crate) key: RecordKey,
+    pub(crate) destination: For,
+    /// What the client asked for; the bucket's default otherwise.
+    pub(crate) r: Option<Quorum>,
+    plan: Plan,
+    answers: Vec<(NodeId, Answer)>,
+    retry: Vec<NodeId>,
+    phase: Phase,
+    hedge_at: Mono,
+    wake: Option<Mono>,
+}
+
+/// What a finished read hands to whoever asked.
+pub(crate) type Outcome = Result<Option<Record>, ClientError>;
+
+impl Get {
+    /// Asks the best owners.
+    pub(crate) fn start(
+        core: &mut Core,
+        (ask, caller): (Ask, Caller),
+        key: RecordKey,
+        destination: For,
+        (plan, r): (Plan, Option<Quorum>),
+    ) -> Self {
+        let mut get = Self {
+            ask,
+            caller,
+            key,
+            destination,
+            r,
+            plan,
+            answers: Vec::new(),
+            retry: Vec::new(),
+            phase: Phase::Collect { all_full: false },
+            hedge_at: Mono(0),
+            wake: None,
+        };
+        get.ask_first(core);
+        get
+    }
+
+    fn ask_first(&mut self, core: &mut Core) {
+        for at in 0..self.plan.required.min(self.plan.order.len()) {
+            self.ask_next(core, at > 0);
+        }
+        self.arm(core);
+    }
+
+    /// Starts again under another ring version, with no answers.
+    pub(crate) fn restart(&mut self, core: &mut Core, ring: RingVersion, plan: Plan) {
+        self.ask.ring = ring;
+        self.plan = plan;
+        self.answers.clear();
+        self.retry.clear();
+        self.phase = Phase::Collect { all_full: false };
+        self.ask_first(core);
+    }
+
+    /// Asks the next owner in order, if there is one; answers whether there was.
+    fn ask_next(&mut self, core: &mut Core, digest_only: bool) -> bool {
+        let Some(&node) = self.plan.order.get(self.answers.len()) else { return false };
+        self.answers.push((node, Answer::Asked { since: core.now.mono }));
+        self.hedge_at = core.now.mono.plus(core.latency.hedge_after(node));
+        self.send_read(core, node, digest_only);
+        true
+    }
+
+    fn send_read(&self, core: &mut Core, node: NodeId, digest_only: bool) {
+        let kind = RequestKind::Read { key: self.key.clone(), digest_only };
+        core.request(node, &self.ask, kind);
+    }
+
+    /// An answer came. The outcome is there once the read is over.
+    pub(crate) fn on_reply(&mut self, core: &mut Core, from: NodeId, kind: ReplyKind) -> (Step, Option<Outcome>) {
+        match kind {
+            ReplyKind::Full { record } => self.on_answer(core, from, Answer::Full(record)),
+            ReplyKind::Digest { digest } => self.on_answer(core, from, Answer::Digest(digest)),
+            ReplyKind::Written { .. } => {
+                if let Phase::WriteBack { tally, .. } = &mut self.phase {
+                    tally.ack(from);
+                }
+            }
+            ReplyKind::Refused(refusal) => self.on_refused(core, from, refusal),
+            ReplyKind::StoodIn | ReplyKind::Listed(_) | ReplyKind::Changed => {}
+        }
+        self.settle(core)
+    }
+
+    fn on_answer(&mut self, core: &mut Core, from: NodeId, answer: Answer) {
+        let now = core.now.mono;
+        let Some((_, slot)) = self.answers.iter_mut().find(|(node, _)| *node == from) else { return };
+        if let Answer::Asked { since } = *slot {
+            let micros = now.since(since);
+            core.latency.observe(from, micros);
+            core.event(Event::PeerLatency { peer: from, micros });
+        }
+        match (&*slot, &answer) {
+            // A digest that comes late must not replace the value that was fetched meanwhile.
+            (Answer::Full(_), Answer::Digest(_)) => {}
+            // Digests differed already: only the value helps.
+            (_, Answer::Digest(_)) if matches!(self.phase, Phase::Collect { all_full: true }) => {
+                *slot = Answer::Asked { since: now };
+                self.send_read(core, from, false);
+            }
+            _ => *slot = answer,
+        }
+    }
+
+    fn on_refused(&mut self, core: &mut Core, from: NodeId, refusal: Refusal) {
+        if let Phase::WriteBack { tally, .. } = &mut self.phase {
+            match refusal {
+                Refusal::RingVersion { .. } | Refusal::Frozen => self.retry.push(from),
+                _ => tally.fail(from),
+            }
+            self.arm(core);
+            return;
+        }
+        if let Refusal::RingVersion { config } = refusal {
+            let ours = core.view.as_ref().map(|view| view.config.version);
+            if ours.is_some_and(|ours| config <= ours) && !self.retry.contains(&from) {
+                self.retry.push(from);
+                self.arm(core);
+            }
+            return;
+        }
+        if let Some((_, slot)) = self.answers.iter_mut().find(|(node, _)| *node == from)
+            && matches!(slot, Answer::Asked { .. })
+        {
+            *slot = Answer::Refused;
+            self.ask_next(core, false);
+        }
+    }
+
+    fn settle(&mut self, core: &mut Core) -> (Step, Option<Outcome>) {
+        match &self.phase {
+            Phase::Collect { all_full } => {
+                let all_full = *all_full;
+                self.settle_collect(core, all_full)
+            }
+            Phase::WriteBack { merged, tally } => match tally.verdict() {
+                Verdict::Met => {
+                    let merged = merged.clone();
+                    self.finish(core, Ok(merged))
+                }
+                Verdict::Unreachable => {
+                    let error = no_quorum(tally.required(), tally.received());
+                    self.finish(core, Err(error))
+                }
+                Verdict::Pending => (Step::Wait, None),
+            },
+        }
+    }
+
+    fn settle_collect(&mut self, core: &mut Core, all_full: bool) -> (Step, Option<Outcome>) {
+        let required = self.plan.required;
+        let digests: Vec<Option<Digest>> = self.answers.iter().filter_map(|(_, a)| a.digest()).collect();
+        let (mut refused, mut full) = (0, 0);
+        for (_, answer) in &self.answers {
+            match answer {
+                Answer::Full(_) => full += 1,
+                Answer::Refused => refused += 1,
+                Answer::Digest(_) | Answer::Asked { .. } => {}
+            }
+        }
+        if self.plan.order.len() - refused < required {
+            let error = no_quorum(required as u8, digests.len() as u8);
+            return self.finish(core, Err(error));
+        }
+        if digests.len() < required {
+            return (Step::Wait, None);
+        }
+        if digests.windows(2).all(|pair| pair[0] == pair[1]) && !all_full {
+            if full > 0 {
+                let record = self.fulls().next().cloned().flatten();
+                return self.finish(core, Ok(record));
+            }
+            // Only digests so far: the replica that was asked for the value is slow. Fetch it elsewhere.
+            if let Some(&(node, _)) = self.answers.iter().find(|(_, a)| matches!(a, Answer::Digest(_))) {
+                if digests[0].is_none() {
+                    return self.finish(core, Ok(None));
+                }
+                self.send_read(core, node, false);
+            }
+            return (Step::Wait, None);
+        }
+        if !all_full {
+            core.event(Event::ReadRepair { mode: self.plan.repair });
+            self.phase = Phase::Collect { all_full: true };
+            let since = core.now.mono;
+            let mut lacking = Vec::new();
+            for (node, answer) in &mut self.answers {
+                if matches!(answer, Answer::Digest(_)) {
+                    *answer = Answer::Asked { since };
+                    lacking.push(*node);
+                }
+            }
+            for node in lacking {
+                self.send_read(core, node, false);
+            }
+        }
+        if full < required { (Step::Wait, None) } else { self.repair(core) }
+    }
+
+    fn fulls(&self) -> impl Iterator<Item = &Option<Record>> {
+        self.answers.iter().filter_map(|(_, answer)| match answer {
+            Answer::Full(record) => Some(record),
+            Answer::Asked { .. } | Answer::Digest(_) | Answer::Refused => None,
+        })
+    }
+
+    /// All answers are whole values and they differ: merge them and write the result back.
+    fn repair(&mut self, core: &mut Core) -> (Step, Option<Outcome>) {
+        let mut merged: Option<Record> = None;
+        let fulls: Vec<Record> = self.fulls().flatten().cloned().collect();
+        for record in fulls {
+            merged = Some(match merged {
+                None => record,
+                Some(so_far) => {
+                    if so_far.version() == record.version() && so_far.digest() != record.digest() {
+                        let partition = core.partition(&self.key);
+                        core.event(Event::VersionCollision { partition });
+                    }
+                    let Ok(both) = so_far.merge(record) else {
+                        let error = no_quorum(self.plan.required as u8, 0);
+                        return self.finish(core, Err(error));
+                    };
+                    both
+                }
+            });
+        }
+        let Some(record) = merged.clone() else { return self.finish(core, Ok(None)) };
+        if self.plan.repair == ReadRepair::Off {
+            return self.finish(core, Ok(merged));
+        }
+        let digest = Some(record.digest());
+        let mut tally = Tally::new(&self.plan.order, self.plan.repair_required);
+        for (node, answer) in &self.answers {
+            if answer.digest() == Some(digest) {
+                tally.ack(*node);
+            }
+        }
+        // Those that were seen to be stale, and as many of the others as the promise needs.
+        let stale = self.answers.iter().filter(|(_, a)| matches!(a, Answer::Full(_))).count();
+        let mut spare = self.plan.repair_required.saturating_sub(stale);
+        let lacking: Vec<NodeId> = tally.missing().collect();
+        for node in lacking {
+            let seen = self.answers.iter().any(|(n, a)| *n == node && a.digest().is_some());
+            if !seen {
+                if spare == 0 {
+                    continue;
+                }
+                spare -= 1;
+            }
+            self.send_repair(core, node, &record);
+        }
+        if self.plan.repair == ReadRepair::Async {
+            return self.finish(core, Ok(merged));
+        }
+        self.phase = Phase::WriteBack { merged, tally };
+        self.settle(core)
+    }
+
+    fn send_repair(&self, core: &mut Core, node: NodeId, record: &Record) {
+        let kind = RequestKind::Write {
+            key: self.key.clone(),
+            record: record.clone(),
+            purpose: WritePurpose::Repair,
+            fsync: false,
+        };
+        core.request(node, &self.ask, kind);
+    }
+
+    fn finish(&mut self, core: &mut Core, outcome: Outcome) -> (Step, Option<Outcome>) {
+        if self.destination == For::Client {
+            let reply = match &outcome {
+                Ok(record) => ClientReply::Found {
+                    record: record.clone(),
+                    now_micros: core.clock.peek(core.now.wall).micros(),
+                },
+                Err(error) => ClientReply::Failed(*error),
+            };
+            self.caller.answer(core, &self.ask, self.plan.required as u8, reply);
+        }
+        (Step::Done, Some(outcome))
+    }
+
+    /// The timer rang: ask one more, ask again, or give up.
+    pub(crate) fn on_timer(&mut self, core: &mut Core) -> (Step, Option<Outcome>) {
+        self.wake = None;
+        let now = core.now.mono;
+        if now >= self.ask.deadline {
+            let received = self.answers.iter().filter(|(_, a)| a.digest().is_some()).count() as u8;
+            let (required, received) = match &self.phase {
+                Phase::Collect { .. } => (self.plan.required as u8, received),
+                Phase::WriteBack { tally, .. } => (tally.required(), tally.received()),
+            };
+            let error = no_quorum(required, received);
+            return self.finish(core, Err(error));
+        }
+        let retry = std::mem::take(&mut self.retry);
+        match &self.phase {
+            Phase::Collect { .. } => {
+                for node in retry {
+                    self.send_read(core, node, false);
+                }
+                if now >= self.hedge_at {
+                    self.hedge(core);
+                }
+            }
+            Phase::WriteBack { merged, tally } => {
+                let (merged, missing) = (merged.clone(), tally.missing().collect::<Vec<_>>());
+                for node in missing {
+                    // Slow and unasked owners alike: whoever makes the promise true first.
+                    if let Some(record) = &merged {
+                        self.send_repair(core, node, record);
+                    }
+                }
+                self.hedge_at = now.plus(core.latency.hedge_after(core.node()).max(20 * RETRY_OLDER));
+            }
+        }
+        self.arm(core);
+        (Step::Wait, None)
+    }
+
+    /// Somebody is slow: ask the next owner, or, when all were asked, the slow ones again.
+    fn hedge(&mut self, core: &mut Core) {
+        let slow: Vec<(NodeId, Mono)> = self
+            .answers
+            .iter()
+            .filter_map(|(node, answer)| match answer {
+                Answer::Asked { since } => Some((*node, *since)),
+                _ => None,
+            })
+            .collect();
+        for &(node, since) in &slow {
+            core.latency.observe(node, core.now.mono.since(since));
+        }
+        if self.ask_next(core, false) {
+            core.event(Event::Hedged);
+            return;
+        }
+        for (node, _) in slow {
+            self.send_read(core, node, false);
+        }
+        self.hedge_at = core.now.mono.plus(20 * RETRY_OLDER);
+    }
+
+    fn arm(&mut self, core: &mut Core) {
+        let now = core.now.mono;
+        let mut at = self.ask.deadline.min(self.hedge_at.max(now.plus(1)));
+        if !self.retry.is_empty() {
+            at = at.min(now.plus(RETRY_OLDER));
+        }
+        core.set_timer(self.ask.op, self.wake, Some(at));
+        self.wake = Some(at);
+    }
+
+    /// Takes the timer away: the operation is over.
+    pub(crate) fn disarm(&mut self, core: &mut Core) {
+        core.set_timer(self.ask.op, self.wake.take(), None);
+    }
+}
+
+fn no_quorum(required: u8, received: u8) -> ClientError {
+    ClientError::Quorum { required, received, maybe_applied: false }
+}

@@ -1,0 +1,374 @@
+//! Hinted handoff: writes that an owner missed, kept durably until it has them.
+//!
+//! Invariants: hints stored = delivered + dropped + waiting (each drop is counted and names its
+//! partition); a hint is removed only after a durable ack of everybody who must have it; hints that
+//! counted towards a quorum are never dropped by a bound.
+//! Source: Dynamo (2007), section 4.6.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use torc_ring::{NodeId, PartitionId};
+
+use crate::core::{Ask, Core, Timer};
+use crate::message::{OpId, RecordKey, Refusal, ReplyKind, RequestKind, WritePurpose};
+use crate::record::Record;
+use crate::shard_io::Event;
+use crate::store::{
+    CommitId, Found, HINT_SLOTS, Hint, HintKey, HintTotal, Query, ReadId, StoreError, Sync, Write,
+};
+use crate::time::{Mono, SECOND};
+
+/// Hints in flight to one target at a time.
+const WINDOW: usize = 64;
+/// How long a delivery may take before it is tried again, in microseconds.
+const DELIVERY_DEADLINE: u64 = 5 * SECOND;
+/// How long to wait after a delivery failed, in microseconds.
+const BACKOFF: u64 = SECOND;
+
+/// Hints of one shard.
+#[derive(Debug, Default)]
+pub(crate) struct Hints {
+    targets: BTreeMap<NodeId, Target>,
+    commits: BTreeMap<CommitId, Pending>,
+    reads: BTreeMap<ReadId, NodeId>,
+    flights: BTreeMap<OpId, Flight>,
+    last_seq: u64,
+}
+
+#[derive(Debug, Default)]
+struct Target {
+    waiting: u64,
+    bytes: u64,
+    /// Hints on disk by slot, those being removed included.
+    slots: BTreeMap<u8, u64>,
+    delivery: Delivery,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+enum Delivery {
+    #[default]
+    Idle,
+    /// Not before then.
+    Backoff(Mono),
+    /// A batch is being read from disk.
+    Reading,
+    /// So many of a batch are still on their way; the next may start at `resume`.
+    Flying { left: usize, failed: bool, resume: Mono },
+}
+
+#[derive(Debug)]
+enum Pending {
+    Put { at: HintKey, weight: u64, partition: PartitionId, stand_in: Option<StandIn> },
+    Delete { at: HintKey, weight: u64 },
+}
+
+/// A coordinator that waits for this node to stand in.
+#[derive(Debug)]
+pub(crate) struct StandIn {
+    pub(crate) node: NodeId,
+    pub(crate) ask: Ask,
+}
+
+#[derive(Debug)]
+struct Flight {
+    at: HintKey,
+    weight: u64,
+    /// Who must still ack it: the target, or the partition's owners when the target left.
+    waiting: Vec<NodeId>,
+    deadline: Mono,
+}
+
+impl Hints {
+    /// Takes over what an earlier life left on disk; `totals` may hold other shards' slots.
+    pub(crate) fn new(core: &Core, totals: &[HintTotal]) -> Self {
+        let mut hints = Self::default();
+        let count = core.settings.count;
+        for total in totals.iter().filter(|total| total.slot % count == core.settings.index) {
+            let target = hints.targets.entry(total.target).or_default();
+            target.waiting += total.count;
+            target.bytes += total.bytes;
+            *target.slots.entry(total.slot).or_default() += total.count;
+            hints.last_seq = hints.last_seq.max(total.last_seq);
+        }
+        hints
+    }
+
+    /// Keeps a write for an owner that missed it, within the bounds. With `stand_in` it counts towards a
+    /// quorum: then no bound drops it later, and the coordinator is answered when it is durable.
+    pub(crate) fn store(
+        &mut self,
+        core: &mut Core,
+        target: NodeId,
+        (key, record): (RecordKey, Record),
+        stand_in: Option<StandIn>,
+    ) {
+        let partition = core.partition(&key);
+        let hint = Hint { key, record, counted: stand_in.is_some() };
+        let weight = hint.weight();
+        let kept = self.targets.get(&target).map_or(0, |target| target.bytes);
+        if kept + weight > core.settings.hint_bytes_max {
+            match stand_in {
+                Some(asker) => refuse_stand_in(core, &asker, Refusal::Overloaded),
+                None => core.event(Event::HintsDropped { target, count: 1, reason: "bytes", partition }),
+            }
+            return;
+        }
+        self.last_seq = (self.last_seq + 1).max(core.clock.peek(core.now.wall).0);
+        let slot = (partition.0 % u16::from(HINT_SLOTS)) as u8;
+        let at = HintKey { target, slot, seq: self.last_seq };
+        let sync = if stand_in.is_some() { Sync::Fsync } else { Sync::Policy };
+        let id = core.commit(Write::HintPut { at, hint }, sync);
+        self.commits.insert(id, Pending::Put { at, weight, partition, stand_in });
+        let entry = self.targets.entry(target).or_default();
+        entry.waiting += 1;
+        entry.bytes += weight;
+        *entry.slots.entry(slot).or_default() += 1;
+        self.report(core, target);
+    }
+
+    /// A commit ended; answers whether it was one of ours.
+    pub(crate) fn on_committed(&mut self, core: &mut Core, id: CommitId, result: Result<(), StoreError>) -> bool {
+        let Some(pending) = self.commits.remove(&id) else { return false };
+        match (pending, result) {
+            (Pending::Put { stand_in, .. }, Ok(())) => {
+                if let Some(asker) = stand_in {
+                    core.answer(asker.node, asker.ask.op, asker.ask.ring, ReplyKind::StoodIn);
+                }
+            }
+            (Pending::Put { at, weight, partition, stand_in }, Err(error)) => {
+                self.forget(core, at, weight);
+                if let Some(asker) = stand_in {
+                    let refusal =
+                        if error == StoreError::Full { Refusal::DiskFull } else { Refusal::Storage };
+                    refuse_stand_in(core, &asker, refusal);
+                }
+                let target = at.target;
+                core.event(Event::HintsDropped { target, count: 1, reason: "full", partition });
+            }
+            (Pending::Delete { at, weight }, Ok(())) => {
+                self.forget(core, at, weight);
+                if core.serving && !core.is_frozen() {
+                    self.deliver(core, at.target);
+                }
+            }
+            // It stays on disk and is delivered once more: merging it again changes nothing.
+            (Pending::Delete { .. }, Err(_)) => {}
+        }
+        true
+    }
+
+    fn forget(&mut self, core: &mut Core, at: HintKey, weight: u64) {
+        if let Some(target) = self.targets.get_mut(&at.target) {
+            target.waiting = target.waiting.saturating_sub(1);
+            target.bytes = target.bytes.saturating_sub(weight);
+            if let Some(count) = target.slots.get_mut(&at.slot) {
+                *count = count.saturating_sub(1);
+                if *count == 0 {
+                    target.slots.remove(&at.slot);
+                }
+            }
+        }
+        self.report(core, at.target);
+    }
+
+    fn report(&self, core: &mut Core, target: NodeId) {
+        let (waiting, bytes) = self.targets.get(&target).map_or((0, 0), |t| (t.waiting, t.bytes));
+        core.event(Event::Hints { target, waiting, bytes });
+    }
+
+    /// Looks after deliveries: starts those whose target is alive, gives up those that take too long.
+    pub(crate) fn housekeeping(&mut self, core: &mut Core) {
+        let now = core.now.mono;
+        let late: Vec<OpId> =
+            self.flights.iter().filter(|(_, flight)| flight.deadline <= now).map(|(&op, _)| op).collect();
+        for op in late {
+            self.end_flight(core, op, false);
+        }
+        if !core.serving || core.is_frozen() {
+            return;
+        }
+        let targets: Vec<NodeId> = self.targets.keys().copied().collect();
+        for target in targets {
+            self.deliver(core, target);
+        }
+    }
+
+    /// Starts the next batch for `node` when it is alive, the rate allows it, and the last batch has left
+    /// the disk (else its hints would be found again).
+    fn deliver(&mut self, core: &mut Core, node: NodeId) {
+        let now = core.now.mono;
+        let leaving = |pending: &Pending| matches!(pending, Pending::Delete { at, .. } if at.target == node);
+        if self.commits.values().any(leaving) {
+            return;
+        }
+        let member = core.view.as_ref().is_some_and(|view| view.config.member(node).is_some());
+        let Some(target) = self.targets.get_mut(&node) else { return };
+        match target.delivery {
+            Delivery::Backoff(until) if until > now => return,
+            Delivery::Reading => return,
+            Delivery::Flying { left, .. } if left > 0 => return,
+            Delivery::Flying { resume, .. } if resume > now => return,
+            Delivery::Idle | Delivery::Backoff(_) | Delivery::Flying { .. } => {}
+        }
+        if target.waiting == 0 && target.slots.is_empty() {
+            target.delivery = Delivery::Idle;
+            return;
+        }
+        if member && core.dead.contains(&node) {
+            target.delivery = Delivery::Idle;
+            return;
+        }
+        let Some((&slot, _)) = target.slots.iter().next() else { return };
+        target.delivery = Delivery::Reading;
+        let id = core.read(Query::Hints { target: node, slot, after: 0, limit: WINDOW });
+        self.reads.insert(id, node);
+    }
+
+    /// The disk answered; answers whether it was a question of ours.
+    pub(crate) fn on_read(&mut self, core: &mut Core, id: ReadId, result: &Result<Found, StoreError>) -> bool {
+        let Some(node) = self.reads.remove(&id) else { return false };
+        match result {
+            Ok(Found::Hints(found)) => self.send(core, node, found),
+            Ok(_) | Err(_) => self.back_off(core, node),
+        }
+        true
+    }
+
+    fn send(&mut self, core: &mut Core, node: NodeId, found: &[(HintKey, Hint)]) {
+        let mut left = 0;
+        let mut bytes = 0;
+        // Writes of hints that are still on their way to disk count in `slots` but are not found yet.
+        let in_commit = self.commits.values().any(|pending| match pending {
+            Pending::Put { at, .. } | Pending::Delete { at, .. } => at.target == node,
+        });
+        let oldest = core.clock.peek(core.now.wall).micros().saturating_sub(core.settings.hint_age_max);
+        for (at, hint) in found {
+            let weight = hint.weight();
+            if !hint.counted && hint.record.version().hlc.micros() < oldest {
+                self.drop_hint(core, *at, hint, "age");
+                continue;
+            }
+            let recipients = recipients(core, node, &hint.key);
+            if recipients.is_empty() {
+                self.drop_hint(core, *at, hint, "left");
+                continue;
+            }
+            bytes += weight;
+            left += 1;
+            self.fly(core, *at, hint, recipients);
+        }
+        let resume = core.now.mono.plus(bytes.saturating_mul(SECOND) / core.settings.hint_rate.max(1));
+        let Some(target) = self.targets.get_mut(&node) else { return };
+        if found.is_empty() && !in_commit {
+            // The count was wrong (a crash between a delivery and its bookkeeping): the disk is right.
+            let slot = target.slots.keys().next().copied();
+            if let Some(count) = slot.and_then(|slot| target.slots.remove(&slot)) {
+                target.waiting = target.waiting.saturating_sub(count);
+            }
+            if target.slots.is_empty() {
+                (target.waiting, target.bytes) = (0, 0);
+            }
+            target.delivery = Delivery::Idle;
+            self.report(core, node);
+            return;
+        }
+        target.delivery = if left == 0 {
+            Delivery::Backoff(core.now.mono.plus(BACKOFF / 10))
+        } else {
+            Delivery::Flying { left, failed: false, resume }
+        };
+    }
+
+    fn fly(&mut self, core: &mut Core, at: HintKey, hint: &Hint, recipients: Vec<NodeId>) {
+        let op = core.new_op();
+        let deadline = core.now.mono.plus(DELIVERY_DEADLINE);
+        let ask = Ask { op, ring: core.ring_version(), deadline, trace: Bytes::new() };
+        for &node in &recipients {
+            let kind = RequestKind::Write {
+                key: hint.key.clone(),
+                record: hint.record.clone(),
+                purpose: WritePurpose::Hint,
+                fsync: false,
+            };
+            core.request(node, &ask, kind);
+        }
+        self.flights.insert(op, Flight { at, weight: hint.weight(), waiting: recipients, deadline });
+        core.timers.insert((deadline, Timer::Op(op)));
+    }
+
+    fn drop_hint(&mut self, core: &mut Core, at: HintKey, hint: &Hint, reason: &'static str) {
+        let partition = core.partition(&hint.key);
+        core.event(Event::HintsDropped { target: at.target, count: 1, reason, partition });
+        self.delete(core, at, hint.weight());
+    }
+
+    fn delete(&mut self, core: &mut Core, at: HintKey, weight: u64) {
+        let id = core.commit(Write::HintDelete { at }, Sync::Policy);
+        self.commits.insert(id, Pending::Delete { at, weight });
+    }
+
+    /// An answer to a delivery; answers whether the exchange was one of ours.
+    pub(crate) fn on_reply(&mut self, core: &mut Core, op: OpId, from: NodeId, kind: &ReplyKind) -> bool {
+        let Some(flight) = self.flights.get_mut(&op) else { return false };
+        if let ReplyKind::Written { .. } = kind {
+            flight.waiting.retain(|&node| node != from);
+            if flight.waiting.is_empty() {
+                self.end_flight(core, op, true);
+            }
+        } else if flight.waiting.contains(&from) {
+            self.end_flight(core, op, false);
+        }
+        true
+    }
+
+    /// The timer of an exchange rang; answers whether it was one of ours.
+    pub(crate) fn on_timer(&mut self, core: &mut Core, op: OpId) -> bool {
+        let ours = self.flights.contains_key(&op);
+        if ours {
+            self.end_flight(core, op, false);
+        }
+        ours
+    }
+
+    fn end_flight(&mut self, core: &mut Core, op: OpId, delivered: bool) {
+        let Some(flight) = self.flights.remove(&op) else { return };
+        core.timers.remove(&(flight.deadline, Timer::Op(op)));
+        let node = flight.at.target;
+        if delivered {
+            core.event(Event::HintDelivered { target: node });
+            self.delete(core, flight.at, flight.weight);
+        }
+        let now = core.now.mono;
+        let Some(target) = self.targets.get_mut(&node) else { return };
+        if let Delivery::Flying { left, failed, resume, .. } = &mut target.delivery {
+            *left = left.saturating_sub(1);
+            *failed |= !delivered;
+            if *left == 0 {
+                let until = if *failed { now.plus(BACKOFF) } else { *resume };
+                target.delivery = Delivery::Backoff(until);
+                self.deliver(core, node);
+            }
+        }
+    }
+
+    fn back_off(&mut self, core: &Core, node: NodeId) {
+        if let Some(target) = self.targets.get_mut(&node) {
+            target.delivery = Delivery::Backoff(core.now.mono.plus(BACKOFF));
+        }
+    }
+}
+
+/// The target, as long as it owns the partition; when it does not, all present owners.
+fn recipients(core: &Core, target: NodeId, key: &RecordKey) -> Vec<NodeId> {
+    let Some(view) = core.view.as_ref() else { return Vec::new() };
+    let Some(bucket) = view.config.bucket_by_id(key.bucket) else { return Vec::new() };
+    let partition = key.token.partition(view.config.partition_bits);
+    let owners = view.ring.owners(bucket.n, partition);
+    let joining = view.ring.target_owners(bucket.n, partition).unwrap_or_default();
+    if owners.contains(&target) || joining.contains(&target) { vec![target] } else { owners.to_vec() }
+}
+
+fn refuse_stand_in(core: &mut Core, asker: &StandIn, refusal: Refusal) {
+    core.answer(asker.node, asker.ask.op, asker.ask.ring, ReplyKind::Refused(refusal));
+}

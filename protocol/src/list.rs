@@ -1,0 +1,217 @@
+//! List coordinator: one page of the live keys of a partition, merged from `r` owners.
+//!
+//! Invariant: a page says nothing about keys beyond the point that every asked owner has reached.
+
+use std::collections::BTreeMap;
+
+use torc_ring::{BucketId, NodeId, PartitionId, RingVersion};
+
+use crate::client::{ClientError, ClientReply, ListedKey};
+use crate::core::{Ask, Caller, Core, Step};
+use crate::message::{Cursor, ListEntry, Listed, Refusal, ReplyKind, RequestKind};
+use crate::put::RETRY_OLDER;
+use crate::time::{MS, Mono};
+use crate::wire::Blob;
+
+/// How long to wait for an owner before another is asked too, in microseconds.
+const HEDGE: u64 = 200 * MS;
+
+/// What is to be listed.
+#[derive(Clone, Debug)]
+pub(crate) struct What {
+    pub(crate) bucket: BucketId,
+    pub(crate) partition: PartitionId,
+    pub(crate) after: Option<Cursor>,
+    pub(crate) prefix: Blob,
+    pub(crate) limit: usize,
+}
+
+/// One page on its way.
+#[derive(Debug)]
+pub(crate) struct List {
+    pub(crate) ask: Ask,
+    pub(crate) caller: Caller,
+    pub(crate) what: What,
+    order: Vec<NodeId>,
+    required: usize,
+    asked: usize,
+    pages: Vec<(NodeId, Listed)>,
+    refused: usize,
+    retry: Vec<NodeId>,
+    hedge_at: Mono,
+    wake: Option<Mono>,
+}
+
+impl List {
+    pub(crate) fn start(
+        core: &mut Core,
+        (ask, caller): (Ask, Caller),
+        what: What,
+        (order, required): (Vec<NodeId>, usize),
+    ) -> Self {
+        let mut list = Self {
+            ask,
+            caller,
+            what,
+            order,
+            required,
+            asked: 0,
+            pages: Vec::new(),
+            refused: 0,
+            retry: Vec::new(),
+            hedge_at: Mono(0),
+            wake: None,
+        };
+        list.ask_first(core);
+        list
+    }
+
+    /// Starts again under another ring version.
+    pub(crate) fn restart(&mut self, core: &mut Core, ring: RingVersion, order: Vec<NodeId>, required: usize) {
+        self.ask.ring = ring;
+        (self.order, self.required) = (order, required);
+        (self.asked, self.refused) = (0, 0);
+        self.pages.clear();
+        self.retry.clear();
+        self.ask_first(core);
+    }
+
+    fn ask_first(&mut self, core: &mut Core) {
+        for _ in 0..self.required {
+            self.ask_next(core);
+        }
+        self.arm(core);
+    }
+
+    fn ask_next(&mut self, core: &mut Core) {
+        let Some(&node) = self.order.get(self.asked) else { return };
+        self.asked += 1;
+        self.hedge_at = core.now.mono.plus(HEDGE);
+        self.send(core, node);
+    }
+
+    fn send(&self, core: &mut Core, node: NodeId) {
+        let kind = RequestKind::List {
+            bucket: self.what.bucket,
+            partition: self.what.partition,
+            after: self.what.after.clone(),
+            prefix: self.what.prefix.clone(),
+            limit: self.what.limit as u32,
+        };
+        core.request(node, &self.ask, kind);
+    }
+
+    pub(crate) fn on_reply(&mut self, core: &mut Core, from: NodeId, kind: ReplyKind) -> Step {
+        match kind {
+            ReplyKind::Listed(page) => {
+                if self.pages.iter().all(|(node, _)| *node != from) {
+                    self.pages.push((from, page));
+                }
+            }
+            ReplyKind::Refused(Refusal::RingVersion { config }) => {
+                let ours = core.view.as_ref().map(|view| view.config.version);
+                if ours.is_some_and(|ours| config <= ours) {
+                    self.retry.push(from);
+                    self.arm(core);
+                }
+            }
+            ReplyKind::Refused(_) => {
+                self.refused += 1;
+                self.ask_next(core);
+            }
+            _ => {}
+        }
+        if self.pages.len() >= self.required {
+            let reply = self.merge(core);
+            self.caller.answer(core, &self.ask, self.required as u8, reply);
+            return Step::Done;
+        }
+        if self.order.len() - self.refused.min(self.order.len()) < self.required {
+            return self.fail(core);
+        }
+        Step::Wait
+    }
+
+    fn fail(&mut self, core: &mut Core) -> Step {
+        let (required, received) = (self.required as u8, self.pages.len() as u8);
+        let error = ClientError::Quorum { required, received, maybe_applied: false };
+        self.caller.answer(core, &self.ask, required, ClientReply::Failed(error));
+        Step::Done
+    }
+
+    fn merge(&mut self, core: &Core) -> ClientReply {
+        let now_micros = core.clock.peek(core.now.wall).micros();
+        // Where the owner that got least far stopped; nothing may be said about keys beyond.
+        let reached = self.pages.iter().filter_map(|(_, page)| page.reached.clone()).min();
+        let mut newest: BTreeMap<Cursor, ListEntry> = BTreeMap::new();
+        for entry in self.pages.drain(..).flat_map(|(_, page)| page.entries) {
+            if reached.as_ref().is_some_and(|end| entry.at > *end) {
+                continue;
+            }
+            match newest.get_mut(&entry.at) {
+                Some(known) if known.digest >= entry.digest => {}
+                Some(known) => *known = entry,
+                None => {
+                    newest.insert(entry.at.clone(), entry);
+                }
+            }
+        }
+        let mut next = reached;
+        let mut keys = Vec::new();
+        for (at, entry) in newest {
+            if !entry.live || (entry.expiry != 0 && entry.expiry <= now_micros) {
+                continue;
+            }
+            if keys.len() == self.what.limit {
+                break;
+            }
+            keys.push(ListedKey {
+                key: at.key.0.clone(),
+                digest: entry.digest,
+                value_len: entry.value_len,
+                expiry: (entry.expiry != 0).then_some(entry.expiry),
+            });
+            if keys.len() == self.what.limit {
+                next = Some(at);
+            }
+        }
+        ClientReply::Listed { keys, next }
+    }
+
+    pub(crate) fn on_timer(&mut self, core: &mut Core) -> Step {
+        self.wake = None;
+        let now = core.now.mono;
+        if now >= self.ask.deadline {
+            return self.fail(core);
+        }
+        for node in std::mem::take(&mut self.retry) {
+            self.send(core, node);
+        }
+        if now >= self.hedge_at {
+            self.hedge_at = now.plus(HEDGE);
+            if self.asked < self.order.len() {
+                self.ask_next(core);
+            } else {
+                for node in self.order.clone() {
+                    self.send(core, node);
+                }
+            }
+        }
+        self.arm(core);
+        Step::Wait
+    }
+
+    fn arm(&mut self, core: &mut Core) {
+        let now = core.now.mono;
+        let mut at = self.ask.deadline.min(self.hedge_at.max(now.plus(1)));
+        if !self.retry.is_empty() {
+            at = at.min(now.plus(RETRY_OLDER));
+        }
+        core.set_timer(self.ask.op, self.wake, Some(at));
+        self.wake = Some(at);
+    }
+
+    pub(crate) fn disarm(&mut self, core: &mut Core) {
+        core.set_timer(self.ask.op, self.wake.take(), None);
+    }
+}

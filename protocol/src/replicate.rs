@@ -1,0 +1,418 @@
+//! The replica's side: takes writes, answers reads, keeps watches.
+//!
+//! Invariants: an ack or an answer leaves only after the commit or read that it speaks of; it carries the
+//! ring version at which the work was accepted. A write reads nothing first unless a newer version may be
+//! there: `newest` bounds from above every version stored under a hash of its key, so that a version above
+//! it is certainly the newest, and the ack can say so.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use torc_ring::{NodeId, RingVersion};
+
+use crate::core::Core;
+use crate::hlc::Hlc;
+use crate::message::{
+    Cursor, ListEntry, Listed, OpId, RecordKey, Refusal, ReplyKind, Request, RequestKind, WritePurpose,
+};
+use crate::record::{Kind, Record};
+use crate::shard_io::Event;
+use crate::store::{CommitId, Found, Query, ReadId, StoreError, Sync, Write};
+use crate::time::{Mono, SECOND};
+use crate::version::{Digest, Version};
+use crate::wire::Blob;
+
+/// Number of bounds in `newest`; a power of two.
+const SLOTS: usize = 1 << 14;
+/// Greatest number of keys in an answer to a list.
+pub(crate) const LIST_MAX: u32 = 10_000;
+
+/// The replica's state.
+#[derive(Debug)]
+pub(crate) struct Replica {
+    reads: BTreeMap<ReadId, Read>,
+    commits: BTreeMap<CommitId, Commit>,
+    newest: Vec<Hlc>,
+    watches: BTreeMap<RecordKey, Vec<Watch>>,
+    watch_count: usize,
+}
+
+/// Who is to be answered.
+#[derive(Clone, Debug)]
+struct From {
+    node: NodeId,
+    op: OpId,
+    ring: RingVersion,
+    deadline: Mono,
+    trace: Bytes,
+}
+
+#[derive(Debug)]
+struct Read {
+    from: From,
+    why: Why,
+}
+
+#[derive(Debug)]
+enum Why {
+    /// Answer with the state.
+    Read { digest_only: bool },
+    /// A newer version may be there: look before writing.
+    BeforeWrite { key: RecordKey, record: Record, purpose: WritePurpose, fsync: bool },
+    /// See whether a watched key has changed already.
+    Watch { key: RecordKey, known: Option<Digest> },
+    List,
+}
+
+#[derive(Debug)]
+struct Commit {
+    from: From,
+    key: RecordKey,
+    digest: Digest,
+    stored: Version,
+    purpose: WritePurpose,
+}
+
+#[derive(Debug)]
+struct Watch {
+    from: From,
+    known: Option<Digest>,
+}
+
+impl Replica {
+    pub(crate) fn new(core: &Core) -> Self {
+        // Whatever an earlier life stored was within the drift of its clock; see the module's invariant.
+        let horizon = Hlc::from_micros(core.now.wall.0.saturating_add(core.settings.drift_max));
+        Self {
+            reads: BTreeMap::new(),
+            commits: BTreeMap::new(),
+            newest: vec![horizon.max(core.settings.durable_bound); SLOTS],
+            watches: BTreeMap::new(),
+            watch_count: 0,
+        }
+    }
+
+    /// A coordinator asks.
+    pub(crate) fn on_request(&mut self, core: &mut Core, node: NodeId, request: Request) {
+        let Request { op, ring, remaining_us, trace, kind } = request;
+        let deadline = core.now.mono.plus(u64::from(remaining_us));
+        let from = From { node, op, ring, deadline, trace: trace.0 };
+        let name = name_of(&kind);
+        if let Err(refusal) = admit(core, &from, &kind) {
+            refuse(core, &from, name, refusal);
+            return;
+        }
+        match kind {
+            RequestKind::Write { key, record, purpose, fsync } => {
+                let why = Why::BeforeWrite { key, record, purpose, fsync };
+                self.write(core, from, why);
+            }
+            RequestKind::Read { key, digest_only } => {
+                let id = core.read(Query::Record(key));
+                self.reads.insert(id, Read { from, why: Why::Read { digest_only } });
+            }
+            RequestKind::Watch { key, known } => self.watch(core, from, key, known),
+            RequestKind::List { bucket, partition, after, prefix, limit } => {
+                let bits = core.view.as_ref().map_or(0, |view| view.config.partition_bits);
+                let query = Query::Records {
+                    bucket,
+                    first: partition.first_token(bits),
+                    last: partition.last_token(bits),
+                    after: after.map(|cursor| (cursor.token, cursor.key.0)),
+                    prefix: prefix.0,
+                    limit: limit.clamp(1, LIST_MAX) as usize,
+                };
+                let id = core.read(query);
+                self.reads.insert(id, Read { from, why: Why::List });
+            }
+            // The shard hands these to its hints; none comes here.
+            RequestKind::StandIn { .. } => refuse(core, &from, name, Refusal::NotOwner),
+        }
+    }
+
+    /// Commits at once when the version is certainly the newest, else looks first.
+    fn write(&mut self, core: &mut Core, from: From, why: Why) {
+        let Why::BeforeWrite { key, record, purpose, fsync } = why else { return };
+        let version = record.version();
+        let slot = &mut self.newest[(key.token.0 as usize) & (SLOTS - 1)];
+        if version.hlc > *slot && record.kind() != Kind::Siblings {
+            *slot = version.hlc;
+            self.commit(core, from, (key, record), (purpose, fsync, version));
+        } else {
+            let id = core.read(Query::Record(key.clone()));
+            self.reads.insert(id, Read { from, why: Why::BeforeWrite { key, record, purpose, fsync } });
+        }
+    }
+
+    fn commit(
+        &mut self,
+        core: &mut Core,
+        from: From,
+        (key, record): (RecordKey, Record),
+        (purpose, fsync, stored): (WritePurpose, bool, Version),
+    ) {
+        let sync = if fsync { Sync::Fsync } else { Sync::Policy };
+        let digest = record.digest();
+        let id = core.commit(Write::Merge { key: key.clone(), record }, sync);
+        self.commits.insert(id, Commit { from, key, digest, stored, purpose });
+    }
+
+    /// The disk answered a read; hands the result back when it was not asked for here.
+    pub(crate) fn on_read(&mut self, core: &mut Core, id: ReadId, result: Result<Found, StoreError>) {
+        let Some(Read { from, why }) = self.reads.remove(&id) else { return };
+        let name = why.name();
+        if from.ring != core.ring_version() {
+            refuse(core, &from, name, stale(core));
+            return;
+        }
+        if core.now.mono >= from.deadline {
+            refuse(core, &from, name, Refusal::Expired);
+            return;
+        }
+        match (result, why) {
+            (Err(error), _) => refuse(core, &from, name, refusal_of(error)),
+            (Ok(Found::Record(found)), Why::Read { digest_only }) => {
+                let kind = if digest_only {
+                    ReplyKind::Digest { digest: found.as_ref().map(Record::digest) }
+                } else {
+                    ReplyKind::Full { record: found }
+                };
+                accept(core, &from, name, kind);
+            }
+            (Ok(Found::Record(found)), Why::BeforeWrite { key, record, purpose, fsync }) => {
+                let before = found.as_ref().map(Record::digest);
+                if before.is_some_and(|digest| digest >= record.digest()) && record.kind() != Kind::Siblings {
+                    let stored = before.map_or(record.version(), |digest| digest.version);
+                    accept(core, &from, name, ReplyKind::Written { stored });
+                } else if let Err(refusal) = admit_write(core, purpose, &record) {
+                    refuse(core, &from, name, refusal);
+                } else {
+                    let stored = record.version();
+                    self.commit(core, from, (key, record), (purpose, fsync, stored));
+                }
+            }
+            (Ok(Found::Record(found)), Why::Watch { key, known }) => {
+                if found.as_ref().map(Record::digest) != known {
+                    self.fire(core, &key, found.as_ref().map(Record::digest));
+                }
+            }
+            (Ok(Found::Records { entries, reached }), Why::List) => {
+                let entries = entries.into_iter().map(|(key, record)| list_entry(key, &record)).collect();
+                let reached = reached.map(|(token, key)| Cursor { token, key: Blob(key) });
+                accept(core, &from, name, ReplyKind::Listed(Listed { entries, reached }));
+            }
+            (Ok(_), _) => refuse(core, &from, name, Refusal::Storage),
+        }
+    }
+
+    /// A commit ended; answers whether it was one of ours.
+    pub(crate) fn on_committed(&mut self, core: &mut Core, id: CommitId, result: Result<(), StoreError>) -> bool {
+        let Some(commit) = self.commits.remove(&id) else { return false };
+        let name = purpose_name(commit.purpose);
+        match result {
+            Ok(()) => {
+                // The ack speaks of the ring version under which the write was accepted.
+                accept(core, &commit.from, name, ReplyKind::Written { stored: commit.stored });
+                if commit.purpose != WritePurpose::Client {
+                    core.event(Event::Repaired { purpose: commit.purpose });
+                }
+                self.fire(core, &commit.key, Some(commit.digest));
+            }
+            Err(error) => refuse(core, &commit.from, name, refusal_of(error)),
+        }
+        true
+    }
+
+    /// Whether a write accepted under a ring version below this one is still on its way to disk.
+    pub(crate) fn has_commits_below(&self, ring: RingVersion) -> bool {
+        self.commits.values().any(|commit| commit.from.ring < ring)
+    }
+
+    /// Whether any write is on its way to disk or about to be.
+    pub(crate) fn has_writes(&self) -> bool {
+        !self.commits.is_empty()
+            || self.reads.values().any(|read| matches!(read.why, Why::BeforeWrite { .. }))
+    }
+
+    fn watch(&mut self, core: &mut Core, from: From, key: RecordKey, known: Option<Digest>) {
+        if self.watch_count >= core.settings.watchers_max {
+            refuse(core, &from, "watch", Refusal::Overloaded);
+            return;
+        }
+        let watches = self.watches.entry(key.clone()).or_default();
+        // The same coordinator asks again from time to time: one watch of an exchange is enough.
+        let before = watches.len();
+        watches.retain(|watch| (watch.from.node, watch.from.op) != (from.node, from.op));
+        self.watch_count -= before - watches.len();
+        watches.push(Watch { from: from.clone(), known });
+        self.watch_count += 1;
+        let id = core.read(Query::Record(key.clone()));
+        self.reads.insert(id, Read { from, why: Why::Watch { key, known } });
+    }
+
+    /// Tells everybody who watches the key for another state than `now`.
+    fn fire(&mut self, core: &mut Core, key: &RecordKey, now: Option<Digest>) {
+        if self.watch_count == 0 {
+            return;
+        }
+        let Some(watches) = self.watches.get_mut(key) else { return };
+        let ring = core.ring_version();
+        let before = watches.len();
+        watches.retain(|watch| {
+            let changed = watch.known != now;
+            if changed {
+                core.answer(watch.from.node, watch.from.op, ring, ReplyKind::Changed);
+            }
+            !changed
+        });
+        self.watch_count -= before - watches.len();
+        if watches.is_empty() {
+            self.watches.remove(key);
+        }
+    }
+
+    /// Forgets watches that nobody waits for any more.
+    pub(crate) fn expire_watches(&mut self, core: &Core) {
+        if self.watch_count == 0 {
+            return;
+        }
+        let now = core.now.mono;
+        let mut count = 0;
+        self.watches.retain(|_, watches| {
+            watches.retain(|watch| watch.from.deadline > now);
+            count += watches.len();
+            !watches.is_empty()
+        });
+        self.watch_count = count;
+    }
+}
+
+impl Why {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Read { digest_only: false } => "read",
+            Self::Read { digest_only: true } => "digest",
+            Self::BeforeWrite { purpose, .. } => purpose_name(*purpose),
+            Self::Watch { .. } => "watch",
+            Self::List => "list",
+        }
+    }
+}
+
+fn purpose_name(purpose: WritePurpose) -> &'static str {
+    match purpose {
+        WritePurpose::Client => "write",
+        WritePurpose::Hint => "hint",
+        WritePurpose::Repair => "repair",
+    }
+}
+
+fn name_of(kind: &RequestKind) -> &'static str {
+    match kind {
+        RequestKind::Write { purpose, .. } => purpose_name(*purpose),
+        RequestKind::StandIn { .. } => "stand_in",
+        RequestKind::Read { digest_only: false, .. } => "read",
+        RequestKind::Read { digest_only: true, .. } => "digest",
+        RequestKind::List { .. } => "list",
+        RequestKind::Watch { .. } => "watch",
+    }
+}
+
+/// Whether the request is of this ring version, in time, and about a partition that this node owns.
+fn admit(core: &mut Core, from: &From, kind: &RequestKind) -> Result<(), Refusal> {
+    if from.ring != core.ring_version() {
+        return Err(stale(core));
+    }
+    if !core.serving {
+        return Err(Refusal::Overloaded);
+    }
+    if core.now.mono >= from.deadline {
+        return Err(Refusal::Expired);
+    }
+    let Some(view) = core.view.as_ref() else { return Err(Refusal::NotOwner) };
+    let (bucket, partition) = match kind {
+        RequestKind::Write { key, .. } | RequestKind::Read { key, .. } | RequestKind::Watch { key, .. } => {
+            (key.bucket, key.token.partition(view.config.partition_bits))
+        }
+        RequestKind::List { bucket, partition, .. } => (*bucket, *partition),
+        RequestKind::StandIn { .. } => return Ok(()),
+    };
+    let owned = view.config.bucket_by_id(bucket).is_some_and(|bucket| {
+        view.ring.owners(bucket.n, partition).contains(&core.settings.node)
+            || view.ring.target_owners(bucket.n, partition).is_some_and(|o| o.contains(&core.settings.node))
+    });
+    if !owned {
+        return Err(Refusal::NotOwner);
+    }
+    match kind {
+        RequestKind::Write { purpose, record, .. } => admit_write(core, *purpose, record),
+        _ => Ok(()),
+    }
+}
+
+/// Whether a write may be taken now.
+pub(crate) fn admit_write(core: &Core, purpose: WritePurpose, record: &Record) -> Result<(), Refusal> {
+    if core.is_frozen() {
+        return Err(Refusal::Frozen);
+    }
+    if purpose == WritePurpose::Client {
+        let horizon = core.now.wall.0.saturating_add(core.settings.drift_max);
+        if !core.clock_trusted || record.version().hlc.micros() > horizon {
+            return Err(Refusal::ClockDrift);
+        }
+    }
+    Ok(())
+}
+
+fn stale(core: &Core) -> Refusal {
+    let config = core.view.as_ref().map(|view| view.config.version).unwrap_or_default();
+    Refusal::RingVersion { config }
+}
+
+fn refusal_of(error: StoreError) -> Refusal {
+    match error {
+        StoreError::Full => Refusal::DiskFull,
+        StoreError::Corrupt | StoreError::Failed => Refusal::Storage,
+    }
+}
+
+fn outcome_of(refusal: Refusal) -> &'static str {
+    match refusal {
+        Refusal::RingVersion { .. } => "ring_version",
+        Refusal::NotOwner => "not_owner",
+        Refusal::Expired => "expired",
+        Refusal::DiskFull => "disk_full",
+        Refusal::Overloaded => "overloaded",
+        Refusal::ClockDrift => "clock",
+        Refusal::Frozen => "frozen",
+        Refusal::Storage => "storage",
+    }
+}
+
+fn accept(core: &mut Core, from: &From, op: &'static str, kind: ReplyKind) {
+    core.event(Event::Replica { op, outcome: "ok", from: from.node, trace: from.trace.clone() });
+    core.answer(from.node, from.op, from.ring, kind);
+}
+
+fn refuse(core: &mut Core, from: &From, op: &'static str, refusal: Refusal) {
+    let outcome = outcome_of(refusal);
+    core.event(Event::Replica { op, outcome, from: from.node, trace: from.trace.clone() });
+    core.answer(from.node, from.op, from.ring, ReplyKind::Refused(refusal));
+}
+
+/// Refuses a request that another machine of this shard could not take.
+pub(crate) fn refuse_request(core: &mut Core, node: NodeId, request: &Request, refusal: Refusal) {
+    let deadline = core.now.mono.plus(SECOND);
+    let from = From { node, op: request.op, ring: request.ring, deadline, trace: request.trace.0.clone() };
+    refuse(core, &from, name_of(&request.kind), refusal);
+}
+
+fn list_entry(key: RecordKey, record: &Record) -> ListEntry {
+    ListEntry {
+        at: Cursor { token: key.token, key: Blob(key.key) },
+        digest: record.digest(),
+        live: record.kind() != Kind::Tombstone,
+        expiry: record.expiry().unwrap_or(0),
+        value_len: record.value_bytes().len() as u64,
+    }
+}

@@ -585,6 +585,7 @@ impl Shard {
         let before = self.core.ring_version();
         let ring = view.config.ring_version;
         self.core.view = Some(view);
+        self.drain = Some(ring);
         if ring <= before && before != RingVersion(0) {
             return;
         }
@@ -592,7 +593,6 @@ impl Shard {
             self.core.frozen = None;
             self.freezing = None;
         }
-        self.drain = Some(ring);
         let ids: Vec<OpId> = self.ops.keys().copied().collect();
         for id in ids {
             self.restart(id, ring);

@@ -8,4 +8,5 @@ pub mod gossip;
 pub mod handle;
 pub mod http;
 pub mod metrics;
+pub mod pki;
 pub mod transport;

@@ -76,7 +76,7 @@ mod tests {
         assert_eq!(parse_size("64MiB"), Some(64 << 20));
         assert_eq!(parse_size("0B"), Some(0));
         assert_eq!(parse_duration("250ms"), Some(Duration::from_millis(250)));
-        assert_eq!(parse_duration("7d"), Some(Duration::from_secs(604_800)));
+        assert_eq!(parse_duration("7d"), Some(Duration::from_hours(168)));
         for bad in [
             "",
             "64",
@@ -100,7 +100,7 @@ mod tests {
         assert_eq!(format_size(1025), "1025B");
         assert_eq!(format_size(0), "0B");
         assert_eq!(format_duration(Duration::from_secs(90)), "90s");
-        assert_eq!(format_duration(Duration::from_secs(120)), "2m");
+        assert_eq!(format_duration(Duration::from_mins(2)), "2m");
     }
 
     proptest! {

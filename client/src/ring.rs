@@ -1,0 +1,291 @@
+//! The ring as a node shows it (`GET /ring`), and the owners of a key computed from it.
+
+use serde::{Deserialize, Deserializer, Serialize};
+use torc_ring::config::Secret;
+use torc_ring::{
+    Bucket, BucketId, ClusterId, Config, ConfigError, ConfigVersion, Member, NodeId, Quorum, Ring,
+    RingVersion,
+};
+
+use crate::text::Text;
+
+/// `GET /ring`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RingView {
+    /// Version of the configuration.
+    pub config_version: u64,
+    /// Version of the configuration that last touched the ring.
+    pub ring_version: u64,
+    /// Number of partitions as a power of two.
+    pub partition_bits: u8,
+    /// Seed of the token hash.
+    #[serde(deserialize_with = "seed")]
+    pub token_seed: u64,
+    /// Buckets, in order of their names.
+    #[serde(default)]
+    pub buckets: Vec<RingBucket>,
+    /// Members of the ring that serves.
+    pub members: Vec<RingMember>,
+}
+
+/// A bucket, as far as the ring is concerned.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RingBucket {
+    /// Identity.
+    pub id: u32,
+    /// Name.
+    pub name: String,
+    /// Replicas of each key.
+    pub n: u8,
+    /// Replicas that a read waits for.
+    #[serde(default = "majority", with = "quorum")]
+    pub r: Quorum,
+    /// Replicas that a write waits for.
+    #[serde(default = "majority", with = "quorum")]
+    pub w: Quorum,
+}
+
+fn majority() -> Quorum {
+    Quorum::Quorum
+}
+
+/// A quorum as HTTP writes it: a word or a number.
+mod quorum {
+    use serde::{Deserialize, Deserializer, Serializer};
+    use torc_ring::Quorum;
+
+    // serde hands the field over by reference.
+    #[allow(clippy::trivially_copy_pass_by_ref)]
+    pub(super) fn serialize<S: Serializer>(
+        quorum: &Quorum,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        match quorum {
+            Quorum::Count(count) => serializer.serialize_u8(*count),
+            word => serializer.collect_str(word),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Quorum, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Either {
+            Number(u8),
+            Text(String),
+        }
+        match Either::deserialize(deserializer)? {
+            Either::Number(number) => Ok(Quorum::Count(number)),
+            Either::Text(text) => text.parse().map_err(serde::de::Error::custom),
+        }
+    }
+}
+
+/// A member of the ring.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RingMember {
+    /// Identity, 16 hexadecimal digits.
+    pub id: String,
+    /// Name for people.
+    pub name: String,
+    /// Failure domain.
+    pub zone: String,
+    /// Relative share.
+    pub weight: u32,
+    /// Data listener, `host:port`.
+    pub http: String,
+    /// Peer listener, `host:port`.
+    pub peer: String,
+    /// Whether the node that answered believes it to be alive.
+    #[serde(default)]
+    pub alive: bool,
+    /// Share of all replicas, 0..=1.
+    #[serde(default)]
+    pub share: f64,
+}
+
+/// `GET /ring/owners`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct OwnersView {
+    /// Bucket.
+    pub bucket: String,
+    /// The key, as text or base64.
+    pub key: String,
+    /// `base64` where the key is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encoding: Option<String>,
+    /// Partition that the key falls into.
+    pub partition: u32,
+    /// Who holds it, in order of preference.
+    pub owners: Vec<RingMember>,
+}
+
+impl OwnersView {
+    /// The key.
+    #[must_use]
+    pub fn key(&self) -> Text {
+        Text::from_json(self.key.clone(), self.encoding.as_deref())
+    }
+}
+
+/// Above 2^53 a number is not safe in every JSON reader, so that a node may write it as text.
+fn seed<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Either {
+        Number(u64),
+        Text(String),
+    }
+    match Either::deserialize(deserializer)? {
+        Either::Number(number) => Ok(number),
+        Either::Text(text) => text
+            .parse()
+            .or_else(|_| u64::from_str_radix(text.trim_start_matches("0x"), 16))
+            .map_err(serde::de::Error::custom),
+    }
+}
+
+/// The ring with its tables.
+#[derive(Debug)]
+pub(crate) struct Routes {
+    config: Config,
+    ring: Ring,
+}
+
+impl Routes {
+    /// Computes the tables as every node does.
+    pub(crate) fn compute(view: &RingView) -> Result<Self, ConfigError> {
+        let member = |member: &RingMember| Member {
+            id: member.id.parse().unwrap_or(NodeId(0)),
+            name: member.name.clone(),
+            zone: member.zone.clone(),
+            weight: member.weight,
+            peer: member.peer.clone(),
+            http: member.http.clone(),
+        };
+        let mut current: Vec<Member> = view.members.iter().map(member).collect();
+        current.sort_by_key(|member| member.id);
+        let mut buckets: Vec<Bucket> = view
+            .buckets
+            .iter()
+            .map(|bucket| Bucket {
+                n: bucket.n,
+                r: bucket.r,
+                w: bucket.w,
+                ..Bucket::new(BucketId(bucket.id), &bucket.name)
+            })
+            .collect();
+        buckets.sort_by(|a, b| a.name.cmp(&b.name));
+        let config = Config {
+            // Neither takes part in placement.
+            cluster: ClusterId(0),
+            secret: Secret([0; 32]),
+            version: ConfigVersion(view.config_version),
+            ring_version: RingVersion(view.ring_version),
+            seed: view.token_seed,
+            partition_bits: view.partition_bits,
+            current,
+            target: None,
+            next_bucket: BucketId(u32::MAX),
+            buckets,
+        };
+        config.validate()?;
+        let ring = Ring::compute(&config);
+        Ok(Self { config, ring })
+    }
+
+    pub(crate) fn config(&self) -> &Config {
+        &self.config
+    }
+
+    pub(crate) fn ring(&self) -> &Ring {
+        &self.ring
+    }
+
+    /// Data addresses of a key's owners, in order of preference; nothing for a bucket that is not known.
+    pub(crate) fn owners(&self, bucket: &str, key: &[u8]) -> Vec<&str> {
+        let Some(bucket) = self.config.bucket(bucket) else {
+            return Vec::new();
+        };
+        let partition = self.ring.partition(self.ring.token(bucket.id, key));
+        let owners = self.ring.owners(bucket.n, partition);
+        owners
+            .iter()
+            .filter_map(|id| self.config.member(*id))
+            .map(|member| member.http.as_str())
+            .collect()
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) fn view(members: u64) -> RingView {
+        RingView {
+            config_version: 3,
+            ring_version: 3,
+            partition_bits: 6,
+            token_seed: u64::MAX,
+            buckets: vec![RingBucket {
+                id: 1,
+                name: "default".into(),
+                n: 3,
+                r: Quorum::Quorum,
+                w: Quorum::Count(2),
+            }],
+            members: (1..=members)
+                .map(|id| RingMember {
+                    id: format!("{id:016x}"),
+                    name: format!("node-{id}"),
+                    zone: "a".into(),
+                    weight: 100,
+                    http: format!("127.0.0.1:{}", 8080 + id),
+                    peer: format!("127.0.0.1:{}", 7080 + id),
+                    alive: true,
+                    share: 0.2,
+                })
+                .collect(),
+        }
+    }
+
+    #[test]
+    fn owners_are_those_that_the_nodes_compute() {
+        let view = view(5);
+        let routes = Routes::compute(&view).expect("valid");
+        let owners = routes.owners("default", b"hello");
+        let token = torc_ring::Token::of(u64::MAX, BucketId(1), b"hello");
+        let expected: Vec<String> = routes
+            .ring()
+            .owners(3, token.partition(6))
+            .iter()
+            .map(|id| format!("127.0.0.1:{}", 8080 + id.0))
+            .collect();
+        assert_eq!(owners, expected);
+        assert_eq!(owners.len(), 3);
+        assert!(routes.owners("other", b"hello").is_empty());
+    }
+
+    #[test]
+    fn a_ring_that_makes_no_sense_is_refused() {
+        let mut broken = view(2);
+        broken.members[0].id = "not hexadecimal".into();
+        broken.members[1].id = "neither".into();
+        assert!(Routes::compute(&broken).is_err());
+        broken = view(2);
+        broken.partition_bits = 40;
+        assert!(Routes::compute(&broken).is_err());
+        broken.members.clear();
+        assert!(Routes::compute(&broken).is_err());
+    }
+
+    #[test]
+    fn a_seed_may_be_a_number_or_text() {
+        let json = serde_json::to_string(&view(1)).expect("json");
+        let number: RingView = serde_json::from_str(&json).expect("number");
+        let text = json.replace(&u64::MAX.to_string(), &format!("\"{}\"", u64::MAX));
+        let text: RingView = serde_json::from_str(&text).expect("text");
+        assert_eq!(number, text);
+    }
+}

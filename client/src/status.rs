@@ -1,0 +1,250 @@
+//! One verdict on a cluster, from what one of its nodes sees.
+
+use serde::{Deserialize, Serialize};
+
+use crate::ring::{RingView, Routes};
+
+/// `GET /cluster`, as far as the verdict needs it.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub(crate) struct ClusterView {
+    pub(crate) nodes: Vec<ClusterNode>,
+}
+
+/// A node in [`ClusterView`].
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub(crate) struct ClusterNode {
+    pub(crate) id: String,
+    pub(crate) alive: Option<bool>,
+    pub(crate) hints_waiting: Option<u64>,
+    pub(crate) hint_bytes: Option<u64>,
+    pub(crate) disk_full: Option<bool>,
+    pub(crate) clock_trusted: Option<bool>,
+}
+
+/// Whether the cluster does what it promises.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// Every member is alive, and nothing waits.
+    Healthy,
+    /// Every key can be read and written with its bucket's defaults, but something is amiss.
+    Degraded,
+    /// Some keys cannot be read or written with their bucket's defaults.
+    Unavailable,
+}
+
+/// What `torc status` shows. Its JSON is an interface.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// In one word.
+    pub verdict: Verdict,
+    /// Why it is not healthy; whole sentences.
+    pub reasons: Vec<String>,
+    /// How many further nodes may fail, whichever, until some key cannot be read or written.
+    pub failures_survived: u32,
+    /// Version of the configuration.
+    pub config_version: u64,
+    /// Members, in order of their names.
+    pub nodes: Vec<NodeStatus>,
+}
+
+/// A member in a [`Status`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// Name.
+    pub name: String,
+    /// Identity.
+    pub id: String,
+    /// Failure domain.
+    pub zone: String,
+    /// Data listener.
+    pub http: String,
+    /// Whether it is believed to be alive.
+    pub alive: bool,
+    /// Share of all replicas, 0..=1.
+    pub share: f64,
+    /// Writes that the node which answered keeps for it.
+    pub hints_waiting: u64,
+    /// Their bytes.
+    pub hint_bytes: u64,
+}
+
+impl Status {
+    /// Judges what a node shows.
+    pub(crate) fn judge(ring: &RingView, cluster: &ClusterView) -> Self {
+        let mut nodes: Vec<NodeStatus> = ring
+            .members
+            .iter()
+            .map(|member| {
+                let seen = cluster.nodes.iter().find(|node| node.id == member.id);
+                NodeStatus {
+                    name: member.name.clone(),
+                    id: member.id.clone(),
+                    zone: member.zone.clone(),
+                    http: member.http.clone(),
+                    alive: seen.and_then(|node| node.alive).unwrap_or(member.alive),
+                    share: member.share,
+                    hints_waiting: seen.and_then(|node| node.hints_waiting).unwrap_or(0),
+                    hint_bytes: seen.and_then(|node| node.hint_bytes).unwrap_or(0),
+                }
+            })
+            .collect();
+        nodes.sort_by(|a, b| a.name.cmp(&b.name));
+        let spare = spare(ring, &nodes);
+        let mut reasons = Vec::new();
+        for node in nodes.iter().filter(|node| !node.alive) {
+            reasons.push(format!("{} ({}) is not alive.", node.name, node.http));
+        }
+        if spare.is_none_or(|spare| spare < 0) {
+            reasons
+                .push("Some keys have too few live replicas for their bucket's r or w.".to_owned());
+        }
+        let few = ring
+            .buckets
+            .iter()
+            .filter(|bucket| usize::from(bucket.n) > nodes.len());
+        for bucket in few {
+            reasons.push(format!(
+                "Bucket `{}` asks for {} replicas, and there are {} nodes.",
+                bucket.name,
+                bucket.n,
+                nodes.len()
+            ));
+        }
+        let waiting: u64 = nodes.iter().map(|node| node.hints_waiting).sum();
+        if waiting > 0 {
+            reasons.push(format!(
+                "{waiting} writes wait to be handed to nodes that missed them."
+            ));
+        }
+        for seen in &cluster.nodes {
+            let name = nodes
+                .iter()
+                .find(|node| node.id == seen.id)
+                .map_or(seen.id.as_str(), |node| &node.name);
+            if seen.disk_full == Some(true) {
+                reasons.push(format!("The disk of {name} is full: it refuses writes."));
+            }
+            if seen.clock_trusted == Some(false) {
+                reasons.push(format!(
+                    "The clock of {name} is outside the allowed drift: it takes no fresh writes."
+                ));
+            }
+        }
+        let verdict = match spare {
+            Some(0..) if reasons.is_empty() => Verdict::Healthy,
+            Some(0..) => Verdict::Degraded,
+            _ => Verdict::Unavailable,
+        };
+        Self {
+            verdict,
+            reasons,
+            failures_survived: spare
+                .and_then(|spare| u32::try_from(spare).ok())
+                .unwrap_or(0),
+            config_version: ring.config_version,
+            nodes,
+        }
+    }
+}
+
+/// Live owners beyond what reads and writes need, of the partition that has the fewest of them; below zero
+/// where a quorum is missing; `None` when the ring makes no sense.
+fn spare(ring: &RingView, nodes: &[NodeStatus]) -> Option<i64> {
+    let routes = Routes::compute(ring).ok()?;
+    let tables = routes.ring();
+    let alive = |id: &torc_ring::NodeId| {
+        let id = id.to_string();
+        nodes.iter().any(|node| node.alive && node.id == id)
+    };
+    let living: Vec<_> = routes
+        .config()
+        .current
+        .iter()
+        .map(|member| member.id)
+        .filter(alive)
+        .collect();
+    let mut least = None;
+    for bucket in &routes.config().buckets {
+        for index in 0..tables.partitions() {
+            let owners = tables.owners(bucket.n, torc_ring::PartitionId(index as u16));
+            let required = bucket
+                .r
+                .required(owners.len())
+                .max(bucket.w.required(owners.len()));
+            let live = owners.iter().filter(|id| living.contains(id)).count();
+            // At most as many as there are replicas: 16.
+            let spare = i64::from(live as u8) - i64::from(required as u8);
+            least = Some(least.map_or(spare, |least: i64| least.min(spare)));
+        }
+    }
+    least
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ring::tests::view;
+
+    #[test]
+    fn a_whole_cluster_is_healthy_and_survives_what_its_quorums_allow() {
+        let status = Status::judge(&view(3), &ClusterView::default());
+        assert_eq!(
+            (status.verdict, status.failures_survived),
+            (Verdict::Healthy, 1)
+        );
+        assert!(status.reasons.is_empty());
+    }
+
+    #[test]
+    fn a_dead_node_degrades_and_a_second_one_stops_some_keys() {
+        let mut ring = view(3);
+        ring.members[1].alive = false;
+        let status = Status::judge(&ring, &ClusterView::default());
+        assert_eq!(
+            (status.verdict, status.failures_survived),
+            (Verdict::Degraded, 0)
+        );
+        assert_eq!(status.reasons, ["node-2 (127.0.0.1:8082) is not alive."]);
+        ring.members[2].alive = false;
+        let status = Status::judge(&ring, &ClusterView::default());
+        assert_eq!(status.verdict, Verdict::Unavailable);
+        assert!(
+            status
+                .reasons
+                .iter()
+                .any(|reason| reason.contains("too few live replicas"))
+        );
+    }
+
+    #[test]
+    fn waiting_hints_and_too_few_nodes_are_named() {
+        let cluster = ClusterView {
+            nodes: vec![ClusterNode {
+                id: format!("{:016x}", 1),
+                hints_waiting: Some(3),
+                ..ClusterNode::default()
+            }],
+        };
+        let status = Status::judge(&view(2), &cluster);
+        assert_eq!(status.verdict, Verdict::Degraded);
+        assert!(status.reasons[0].contains("asks for 3 replicas, and there are 2 nodes"));
+        assert!(status.reasons[1].contains("3 writes wait"));
+    }
+
+    #[test]
+    fn the_json_of_a_status_is_an_interface() {
+        let status = Status::judge(&view(1), &ClusterView::default());
+        let expected = concat!(
+            r#"{"verdict":"degraded","reasons":["Bucket `default` asks for 3 replicas, and there are 1 nodes."],"#,
+            r#""failures_survived":0,"config_version":3,"nodes":[{"name":"node-1","id":"0000000000000001","#,
+            r#""zone":"a","http":"127.0.0.1:8081","alive":true,"share":0.2,"hints_waiting":0,"hint_bytes":0}]}"#
+        );
+        assert_eq!(
+            serde_json::to_string(&status).ok().as_deref(),
+            Some(expected)
+        );
+    }
+}

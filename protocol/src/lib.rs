@@ -5,6 +5,9 @@
 
 pub mod agree;
 pub mod client;
+pub mod clocks;
+pub mod cluster;
+pub mod cluster_io;
 pub mod cluster_message;
 mod core;
 mod get;
@@ -17,6 +20,7 @@ mod put;
 pub mod quorum;
 pub mod record;
 mod replicate;
+pub mod rng;
 pub mod shard;
 pub mod shard_io;
 pub mod siblings;

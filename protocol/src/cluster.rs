@@ -1,0 +1,408 @@
+//! The cluster machine: once per node, it owns the config, the agreement on it, joins, the start check,
+//! and what members tell each other of their clocks. Pure: see [`crate::cluster_io`] for its boundary.
+//!
+//! Invariants:
+//! - One config per version, applied in order, none skipped; "applied" is durable before it is told.
+//! - A node votes, proposes and serves only in [`Phase::Serving`], that is after its start check.
+//! - Members change only while no key exists: **a config with other members is proposed only when every
+//!   current member has attested, at this ring version, that it is durably frozen, that no write is in
+//!   flight, and that it is empty; and a frozen member thaws only by applying a config of a higher ring
+//!   version.** So between the attestations and the new ring no write can be accepted by anybody: what the
+//!   new ring's owners lack (everything) is what the old ones had (nothing). A freeze that leads to nothing
+//!   is ended in the same way, by a config with the same members and a raised ring version, which any
+//!   frozen member proposes after a while; two proposals for one version cannot both be decided.
+//!
+//! Sources: Lamport, "Paxos Made Simple" (2001), one instance per version; Ongaro, Ousterhout, "In Search
+//! of an Understandable Consensus Algorithm" (2014), section 6, for what a change of members may overlap.
+//! It does not move data: joint configs and transfers come with ring changes.
+
+mod change;
+mod configs;
+mod freeze;
+mod join;
+mod peers;
+mod start;
+mod vote;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use torc_ring::{Config, ConfigVersion, Member, NodeId, RingVersion};
+
+use crate::cluster_io::{
+    BootstrapRefusal, CLUSTER_BOUND, CLUSTER_CLOCK_SHARD, ClusterEvent, ClusterInput,
+    ClusterOutput, ClusterSettings, Persisted,
+};
+use crate::cluster_message::ClusterMessage;
+use crate::hlc::{Hlc, HlcClock};
+use crate::message::{PeerBody, PeerMessage};
+use crate::rng::Rng;
+use crate::store::{Batch, CommitId, StateKey, StoreError, Sync, Write};
+use crate::time::{MS, Mono, Now, SECOND};
+
+/// Commits in flight above which votes are not taken: their senders ask again.
+const COMMITS_MAX: usize = 256;
+/// After a failed commit the next attempt waits this long, in microseconds.
+const STORE_RETRY: u64 = SECOND;
+
+/// See the module's text.
+#[derive(Debug)]
+pub struct Cluster {
+    node: NodeId,
+    member: Member,
+    settings: ClusterSettings,
+    clock: HlcClock,
+    rng: Rng,
+    phase: Phase,
+    configs: configs::Configs,
+    votes: vote::Votes,
+    peers: peers::Peers,
+    freeze: freeze::Freeze,
+    changes: change::Changes,
+    commits: BTreeMap<CommitId, After>,
+    next_commit: u64,
+    local: VecDeque<ClusterMessage>,
+    out: VecDeque<ClusterOutput>,
+}
+
+/// Where a node is in its life.
+#[derive(Debug)]
+enum Phase {
+    /// Neither config nor contacts.
+    Blank,
+    /// The first config is on its way to disk.
+    Bootstrapping,
+    /// No config yet; asks to be taken in.
+    Joining(join::Joiner),
+    /// Has a config; asks the members whether it has forgotten something.
+    Checking(start::StartCheck),
+    /// Votes, proposes, serves.
+    Serving,
+    /// No member any more; answers fetches.
+    Removed,
+    /// Has forgotten something: says nothing more.
+    Halted,
+}
+
+/// What follows when a batch is on disk.
+#[derive(Debug)]
+enum After {
+    /// The answer that speaks of it may go out.
+    Send(NodeId, ClusterMessage),
+    /// The first config that this node has.
+    Base(Arc<Config>),
+    /// The next decided config.
+    Decided(Arc<Config>),
+    /// The config that is applied.
+    Applied(Arc<Config>),
+    /// The freeze at that ring version.
+    Frozen(RingVersion),
+    /// This node's clock bound.
+    Bound,
+    /// Bounds of peers.
+    PeerBounds(Vec<(NodeId, Hlc)>),
+}
+
+impl Cluster {
+    /// The machine of a node that starts with what is on its disk.
+    #[must_use]
+    pub fn new(persisted: Persisted, settings: ClusterSettings, now: Now) -> Self {
+        let mut rng = Rng::new(settings.rng_seed ^ persisted.node.0.rotate_left(32));
+        let clock = HlcClock::new(CLUSTER_CLOCK_SHARD, persisted.own_bound, settings.drift_max);
+        let latest = persisted.decided.last().cloned();
+        let next_version = latest.as_ref().map_or(0, |config| config.version.0) + 1;
+        let mut cluster = Self {
+            node: persisted.node,
+            member: persisted.member,
+            clock,
+            phase: Phase::Blank,
+            configs: configs::Configs::new(persisted.decided, persisted.applied),
+            votes: vote::Votes::new(persisted.acceptors, ConfigVersion(next_version)),
+            peers: peers::Peers::new(persisted.peer_bounds, now.mono),
+            freeze: freeze::Freeze::default(),
+            changes: change::Changes::new(rng.next_u64()),
+            settings,
+            rng,
+            commits: BTreeMap::new(),
+            next_commit: 0,
+            local: VecDeque::new(),
+            out: VecDeque::new(),
+        };
+        if latest.is_some() {
+            cluster.resume(persisted.frozen, now);
+            cluster.settle(now);
+        }
+        cluster
+    }
+
+    fn resume(&mut self, frozen: Option<RingVersion>, now: Now) {
+        self.sync_peers();
+        if let Some(applied) = self.configs.applied_config().cloned() {
+            self.out.push_back(ClusterOutput::Apply(Arc::clone(&applied)));
+            if frozen == Some(applied.ring_version) {
+                self.resume_freeze(applied.ring_version, now);
+            }
+        }
+        self.begin_start_check(now);
+        self.note_removal();
+        self.apply_next(now);
+    }
+
+    /// Takes in what happened; [`Self::next_output`] then says what to do.
+    pub fn handle(&mut self, now: Now, input: ClusterInput) {
+        if matches!(self.phase, Phase::Halted) {
+            return;
+        }
+        match input {
+            ClusterInput::Bootstrap { cluster, seed, secret, partition_bits } => {
+                let config =
+                    Config::bootstrap(cluster, (seed, secret), partition_bits, self.member.clone());
+                self.bootstrap(config);
+            }
+            ClusterInput::Contacts(contacts) => self.on_contacts(contacts, now),
+            ClusterInput::Peer { from, hlc, message } => {
+                self.clock.observe(hlc, now.wall);
+                self.peers.heard(from, now.mono);
+                self.on_message(from, message, now);
+            }
+            ClusterInput::NewerConfig(peer, version) => self.news(peer, version),
+            ClusterInput::Committed(id, outcome) => self.on_committed(id, outcome, now),
+            ClusterInput::Drained(ring) => self.on_drained(ring),
+            ClusterInput::Frozen(ring) => self.on_shards_frozen(ring),
+            ClusterInput::Empty(check, empty) => self.on_empty(check, empty),
+            ClusterInput::Dialled(node, reached) => self.on_dialled(node, reached),
+            ClusterInput::Tick => {}
+        }
+        self.settle(now);
+    }
+
+    /// What the shell has to do next, in order.
+    pub fn next_output(&mut self) -> Option<ClusterOutput> {
+        self.out.pop_front()
+    }
+
+    /// When [`ClusterInput::Tick`] is due, if nothing else comes first.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Mono> {
+        let phase = match &self.phase {
+            Phase::Blank | Phase::Halted => return None,
+            Phase::Bootstrapping => return Some(self.peers.ping_at()),
+            Phase::Joining(joiner) => Some(joiner.next_try()),
+            Phase::Checking(check) => Some(check.next_try()),
+            Phase::Serving | Phase::Removed => None,
+        };
+        let timers = [
+            phase,
+            Some(self.peers.ping_at()),
+            self.configs.deadline(),
+            self.votes.deadline(),
+            self.freeze.deadline(),
+            self.changes.deadline(),
+        ];
+        timers.into_iter().flatten().min()
+    }
+
+    /// The newest decided config.
+    #[must_use]
+    pub fn latest(&self) -> Option<&Arc<Config>> {
+        self.configs.latest()
+    }
+
+    /// The version applied last, durably; 0 for none.
+    #[must_use]
+    pub fn applied(&self) -> ConfigVersion {
+        self.configs.applied()
+    }
+
+    /// Whether the start check has passed.
+    #[must_use]
+    pub fn is_serving(&self) -> bool {
+        matches!(self.phase, Phase::Serving)
+    }
+
+    /// The ring version at which this node takes no writes, if any.
+    #[must_use]
+    pub fn frozen(&self) -> Option<RingVersion> {
+        self.freeze.ring()
+    }
+
+    fn on_message(&mut self, from: NodeId, message: ClusterMessage, now: Now) {
+        match message {
+            ClusterMessage::Ping { seq, standing } => self.on_ping(from, seq, standing, now),
+            ClusterMessage::Pong { seq, wall, standing } => {
+                self.on_pong(from, (seq, wall), standing, now);
+            }
+            ClusterMessage::StartCheck { bound, cluster } => {
+                self.on_start_check(from, bound, cluster);
+            }
+            ClusterMessage::StartChecked { bound, remembered } => {
+                self.on_start_checked(from, bound, remembered, now);
+            }
+            ClusterMessage::Foreign { cluster } => self.on_foreign(from, cluster),
+            ClusterMessage::Fetch { after } => self.on_fetch(from, after),
+            ClusterMessage::Configs { oldest, latest, configs } => {
+                self.on_configs(from, (oldest, latest), &configs, now);
+            }
+            ClusterMessage::Join { protocol, version, cluster, member } => {
+                self.on_join(from, (protocol, version, cluster), member, now);
+            }
+            ClusterMessage::JoinBusy => self.on_join_busy(now),
+            ClusterMessage::JoinRefused { refusal } => self.on_join_refused(refusal, now),
+            ClusterMessage::Probe { change, joiners } => self.on_probe(from, change, joiners),
+            ClusterMessage::Probed { change, empty, reached } => {
+                self.on_probed(from, change, empty, &reached);
+            }
+            ClusterMessage::Freeze { ring } => self.on_freeze(from, ring, now),
+            ClusterMessage::Attested { ring, empty } => self.on_attested(from, ring, empty, now),
+            ClusterMessage::Prepare { version, ballot } => self.on_prepare(from, version, ballot),
+            ClusterMessage::Promise { version, ballot, accepted } => {
+                self.on_promise(from, version, ballot, accepted, now);
+            }
+            ClusterMessage::Accept { ballot, config } => {
+                self.on_accept(from, ballot, &config.0, now);
+            }
+            ClusterMessage::Accepted { version, ballot } => {
+                self.on_accepted(from, version, ballot, now);
+            }
+            ClusterMessage::Rejected { version, ballot, promised } => {
+                self.on_rejected(version, ballot, promised, now);
+            }
+            ClusterMessage::Learn { config } => self.on_learn(from, &config.0),
+            ClusterMessage::Learned { version } => self.peers.on_learned(from, version),
+        }
+    }
+
+    /// Delivers this node's messages to itself and runs the timers that are due.
+    fn settle(&mut self, now: Now) {
+        self.deliver_local(now);
+        if matches!(self.phase, Phase::Blank | Phase::Halted) {
+            return;
+        }
+        self.tick_peers(now);
+        self.tick_configs(now);
+        self.tick_start(now);
+        self.tick_join(now);
+        self.tick_votes(now);
+        self.tick_freeze(now);
+        self.tick_changes(now);
+        self.renew_bound(now);
+        self.deliver_local(now);
+    }
+
+    fn deliver_local(&mut self, now: Now) {
+        while let Some(message) = self.local.pop_front() {
+            if matches!(self.phase, Phase::Halted) {
+                return;
+            }
+            self.on_message(self.node, message, now);
+        }
+    }
+
+    fn bootstrap(&mut self, config: Config) {
+        let refusal = match (&self.phase, self.configs.latest()) {
+            (_, Some(latest)) => {
+                Some(BootstrapRefusal::Used { cluster: latest.cluster, version: latest.version })
+            }
+            (Phase::Blank, None) if config.validate().is_err() => Some(BootstrapRefusal::Invalid),
+            (Phase::Blank, None) => None,
+            _ => Some(BootstrapRefusal::Busy),
+        };
+        if let Some(refusal) = refusal {
+            self.out.push_back(ClusterOutput::BootstrapRefused(refusal));
+            return;
+        }
+        self.phase = Phase::Bootstrapping;
+        self.store_base(Arc::new(config));
+    }
+
+    fn on_committed(&mut self, id: CommitId, outcome: Result<(), StoreError>, now: Now) {
+        let Some(after) = self.commits.remove(&id) else {
+            return;
+        };
+        if let Err(error) = outcome {
+            self.on_commit_failed(after, error, now);
+            return;
+        }
+        match after {
+            After::Send(to, message) => self.send(to, message),
+            After::Base(config) => self.on_base(config, now),
+            After::Decided(config) => self.on_decided(config, now),
+            After::Applied(config) => self.on_applied(&config, now),
+            After::Frozen(ring) => self.on_freeze_stored(ring),
+            After::Bound => self.clock.on_bound_durable(),
+            After::PeerBounds(bounds) => self.peers.on_bounds_durable(&bounds),
+        }
+    }
+
+    fn on_commit_failed(&mut self, after: After, error: StoreError, now: Now) {
+        self.event(ClusterEvent::StoreFailed { error });
+        match after {
+            // Whoever waits for the answer, or for the bounds, asks or is asked again.
+            After::Send(..) | After::PeerBounds(_) => {}
+            After::Base(_) => {
+                self.configs.storing_failed();
+                if matches!(self.phase, Phase::Bootstrapping) {
+                    self.phase = Phase::Blank;
+                    let refusal = BootstrapRefusal::Store(error);
+                    self.out.push_back(ClusterOutput::BootstrapRefused(refusal));
+                }
+            }
+            After::Decided(_) => self.configs.storing_failed(),
+            After::Applied(config) => {
+                self.configs.retry_applied(config, now.mono.plus(STORE_RETRY));
+            }
+            After::Frozen(_) => self.freeze = freeze::Freeze::default(),
+            After::Bound => self.clock.on_bound_failed(),
+        }
+    }
+
+    /// Keeps the clock's durable bound ahead. Not before the start check has passed: a bound raised by a
+    /// node that has forgotten something would hide that from the members that remember.
+    fn renew_bound(&mut self, now: Now) {
+        if !self.is_serving() {
+            return;
+        }
+        if let Some(bound) = self.clock.renewal(now.wall) {
+            let put = put_number(StateKey::HlcBound(CLUSTER_BOUND), bound.0);
+            self.commit(vec![put], After::Bound);
+        }
+    }
+
+    fn send(&mut self, to: NodeId, message: ClusterMessage) {
+        if to == self.node {
+            self.local.push_back(message);
+            return;
+        }
+        let message = PeerMessage { hlc: self.clock.last(), body: PeerBody::Cluster(message) };
+        self.out.push_back(ClusterOutput::Send(to, message));
+    }
+
+    fn commit(&mut self, writes: Vec<Write>, after: After) {
+        let id = CommitId(self.next_commit);
+        self.next_commit += 1;
+        self.commits.insert(id, after);
+        self.out.push_back(ClusterOutput::Commit(id, Batch { writes, sync: Sync::Fsync }));
+    }
+
+    fn event(&mut self, event: ClusterEvent) {
+        self.out.push_back(ClusterOutput::Event(event));
+    }
+
+    /// The newest config, when this node may act as one of its members.
+    fn acting(&self) -> Option<Arc<Config>> {
+        let latest = self.configs.latest()?;
+        (self.is_serving() && latest.is_current(self.node)).then(|| Arc::clone(latest))
+    }
+
+    fn jitter(&mut self, now: Now, low: u64, high: u64) -> Mono {
+        now.mono.plus(self.rng.between(low, high))
+    }
+}
+
+fn put_number(key: StateKey, number: u64) -> Write {
+    Write::StatePut { key, value: Bytes::copy_from_slice(&number.to_be_bytes()) }
+}
+
+/// How long a message is waited for before it is sent again, in microseconds.
+const RESEND: u64 = 250 * MS;

@@ -1,0 +1,280 @@
+//! Reads. Whatever fails its checksum is an error, never "nothing there".
+
+use bytes::Bytes;
+use rocksdb::{ErrorKind, ReadOptions};
+use torc_protocol::message::RecordKey;
+use torc_protocol::record::Record;
+use torc_protocol::store::{Found, Hint, HintKey, Query, StateKey, StoreError};
+use torc_ring::{BucketId, NodeId, Token};
+
+use crate::error::StorageError;
+use crate::rocks::Inner;
+use crate::schema::{self, HINTS, RECORDS, States};
+
+/// Keys that one listing looks at before it says how far it came.
+pub(crate) const LIST_KEYS_MAX: usize = 2_000;
+/// Bytes of records that one listing, or one reading of hints, looks at; one more record may go over it.
+pub(crate) const LIST_BYTES_MAX: usize = 4 << 20;
+
+/// The parameters of [`Query::Records`].
+pub(crate) struct Listing<'a> {
+    pub(crate) bucket: BucketId,
+    pub(crate) first: Token,
+    pub(crate) last: Token,
+    pub(crate) after: Option<&'a (Token, Bytes)>,
+    pub(crate) prefix: &'a [u8],
+    pub(crate) limit: usize,
+}
+
+/// What a listing has come to.
+#[derive(Default)]
+pub(crate) struct Page {
+    entries: Vec<(RecordKey, Record)>,
+    reached: Option<(Token, Bytes)>,
+    looked_at: usize,
+    bytes: usize,
+}
+
+impl Page {
+    /// Whether another key may be looked at.
+    pub(crate) fn goes_on(&self, limit: usize) -> bool {
+        self.entries.len() < limit.max(1)
+            && self.looked_at < LIST_KEYS_MAX
+            && self.bytes < LIST_BYTES_MAX
+    }
+
+    pub(crate) fn look_at(
+        &mut self,
+        key: RecordKey,
+        len: usize,
+        listing: &Listing<'_>,
+        record: impl FnOnce() -> Result<Record, StoreError>,
+    ) -> Result<(), StoreError> {
+        self.looked_at += 1;
+        self.bytes += len;
+        self.reached = Some((key.token, key.key.clone()));
+        if key.key.starts_with(listing.prefix) {
+            self.entries.push((key, record()?));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn finish(self, at_end: bool) -> Found {
+        let reached = if at_end { None } else { self.reached };
+        Found::Records {
+            entries: self.entries,
+            reached,
+        }
+    }
+}
+
+impl Inner {
+    pub(crate) fn query(&self, query: &Query) -> Result<Found, StoreError> {
+        match query {
+            Query::Record(key) => self
+                .record(key, &self.anywhere)
+                .map(Found::Record)
+                .map_err(|miss| miss.judge(self)),
+            Query::Records {
+                bucket,
+                first,
+                last,
+                after,
+                prefix,
+                limit,
+            } => self.records(&Listing {
+                bucket: *bucket,
+                first: *first,
+                last: *last,
+                after: after.as_ref(),
+                prefix,
+                limit: *limit,
+            }),
+            Query::Hints {
+                target,
+                slot,
+                after,
+                limit,
+            } => self.hints(*target, *slot, *after, *limit),
+        }
+    }
+
+    /// `None` when the disk would have to be asked.
+    pub(crate) fn record_in_memory(&self, key: &RecordKey) -> Option<Result<Found, StoreError>> {
+        match self.record(key, &self.from_memory) {
+            Err(Miss::Rocks(error)) if error.kind() == ErrorKind::Incomplete => None,
+            other => Some(other.map(Found::Record).map_err(|miss| miss.judge(self))),
+        }
+    }
+
+    fn record(&self, key: &RecordKey, options: &ReadOptions) -> Result<Option<Record>, Miss> {
+        let at = schema::record_key(key.bucket, key.token, &key.key);
+        let found = self
+            .db
+            .get_pinned_cf_opt(self.family(RECORDS), &at, options)
+            .map_err(Miss::Rocks)?;
+        found
+            .map(|bytes| parse(&at, &bytes).map_err(Miss::Store))
+            .transpose()
+    }
+
+    fn records(&self, listing: &Listing<'_>) -> Result<Found, StoreError> {
+        let mut start = schema::record_key(listing.bucket, listing.first, &[]);
+        if let Some((token, key)) = listing.after {
+            let mut behind = schema::record_key(listing.bucket, *token, key);
+            // The least key that is greater.
+            behind.push(0);
+            start = start.max(behind);
+        }
+        let mut options = ReadOptions::default();
+        match schema::record_key_after(listing.bucket, listing.last) {
+            Some(end) if end <= start => return Ok(Page::default().finish(true)),
+            Some(end) => options.set_iterate_upper_bound(end),
+            None => {}
+        }
+        let mut page = Page::default();
+        let mut records = self.db.raw_iterator_cf_opt(self.family(RECORDS), options);
+        records.seek(&start);
+        while page.goes_on(listing.limit) {
+            let Some((key, value)) = records.item() else {
+                records
+                    .status()
+                    .map_err(|error| Miss::Rocks(error).judge(self))?;
+                return Ok(page.finish(true));
+            };
+            let place = schema::parse_record_key(key)
+                .ok_or_else(|| corrupt(key, "a record's key is malformed"))?;
+            page.look_at(place, value.len(), listing, || parse(key, value))?;
+            records.next();
+        }
+        Ok(page.finish(false))
+    }
+
+    fn hints(
+        &self,
+        target: NodeId,
+        slot: u8,
+        after: u64,
+        limit: usize,
+    ) -> Result<Found, StoreError> {
+        let Some(first) = after.checked_add(1) else {
+            return Ok(Found::Hints(Vec::new()));
+        };
+        let mut found: Vec<(HintKey, Hint)> = Vec::new();
+        let mut options = ReadOptions::default();
+        let mut end = schema::hint_key(HintKey {
+            target,
+            slot,
+            seq: u64::MAX,
+        })
+        .to_vec();
+        end.push(0);
+        options.set_iterate_upper_bound(end);
+        let mut hints = self.db.raw_iterator_cf_opt(self.family(HINTS), options);
+        hints.seek(schema::hint_key(HintKey {
+            target,
+            slot,
+            seq: first,
+        }));
+        let mut bytes = 0;
+        while found.len() < limit.max(1) && bytes < LIST_BYTES_MAX {
+            let Some((key, value)) = hints.item() else {
+                hints
+                    .status()
+                    .map_err(|error| Miss::Rocks(error).judge(self))?;
+                break;
+            };
+            let hint = schema::parse_hint_key(key)
+                .and_then(|at| Some((at, schema::parse_hint_value(at, value).ok()?)));
+            match hint {
+                Some(hint) => found.push(hint),
+                // What comes before it can be delivered; the error comes when it is the first.
+                None if found.is_empty() => return Err(corrupt(key, "a hint is corrupt")),
+                None => break,
+            }
+            bytes += value.len();
+            hints.next();
+        }
+        Ok(Found::Hints(found))
+    }
+
+    pub(crate) fn state(&self, key: StateKey) -> Result<Option<Bytes>, StorageError> {
+        let (family, at) = schema::state_key(key);
+        let found = self
+            .db
+            .get_pinned_cf(self.family(family), &at)
+            .map_err(StorageError::rocks("read node state", &self.options.path))?;
+        found
+            .map(|bytes| {
+                schema::parse_state_value(&at, &bytes).ok_or(StorageError::CorruptState { key })
+            })
+            .transpose()
+    }
+
+    pub(crate) fn states(&self, which: States) -> Result<Vec<(StateKey, Bytes)>, StorageError> {
+        let (family, tag) = which.family_and_tag();
+        let mut options = ReadOptions::default();
+        options.set_iterate_upper_bound([tag + 1]);
+        let mut states = self.db.raw_iterator_cf_opt(self.family(family), options);
+        states.seek([tag]);
+        let mut found = Vec::new();
+        while let Some((at, value)) = states.item() {
+            let key = schema::parse_state_key(family, at).ok_or(StorageError::UnknownState)?;
+            let value =
+                schema::parse_state_value(at, value).ok_or(StorageError::CorruptState { key })?;
+            found.push((key, value));
+            states.next();
+        }
+        states
+            .status()
+            .map_err(StorageError::rocks("read node state", &self.options.path))?;
+        Ok(found)
+    }
+
+    pub(crate) fn is_empty(&self) -> Result<bool, StorageError> {
+        for family in [RECORDS, HINTS] {
+            let mut entries = self.db.raw_iterator_cf(self.family(family));
+            entries.seek_to_first();
+            if entries.valid() {
+                return Ok(false);
+            }
+            entries
+                .status()
+                .map_err(StorageError::rocks("look for records", &self.options.path))?;
+        }
+        Ok(true)
+    }
+}
+
+enum Miss {
+    Rocks(rocksdb::Error),
+    Store(StoreError),
+}
+
+impl Miss {
+    fn judge(self, inner: &Inner) -> StoreError {
+        match self {
+            Self::Store(error) => error,
+            Self::Rocks(error) => {
+                let path = inner.options.path.display();
+                tracing::error!(%path, %error, "the database cannot be read; if it is corrupt, move the data directory away and join as a replacement");
+                match error.kind() {
+                    ErrorKind::Corruption => StoreError::Corrupt,
+                    _ => StoreError::Failed,
+                }
+            }
+        }
+    }
+}
+
+fn parse(key: &[u8], value: &[u8]) -> Result<Record, StoreError> {
+    Record::parse(Bytes::copy_from_slice(value)).map_err(|error| {
+        tracing::error!(key = %key.escape_ascii(), %error, "a stored record is corrupt and is not served");
+        StoreError::Corrupt
+    })
+}
+
+fn corrupt(key: &[u8], what: &'static str) -> StoreError {
+    tracing::error!(key = %key.escape_ascii(), "{what}");
+    StoreError::Corrupt
+}

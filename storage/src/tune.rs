@@ -1,0 +1,98 @@
+//! RocksDB's options, each with its reason.
+
+use rocksdb::statistics::StatsLevel;
+use rocksdb::{
+    BlockBasedOptions, Cache, DBCompressionType, DBRecoveryMode, LogLevel, LruCacheOptions,
+    Options as Rocks,
+};
+
+use crate::merge;
+use crate::options::Options;
+use crate::schema::{AGREEMENT, HINTS, RECORDS, STATE};
+
+/// Successive merge operands of a key in the write buffer, from which on they are folded into one value:
+/// bounds what a read of a hot key has to merge. Only done when all operands are in memory.
+const SUCCESSIVE_MERGES_MAX: usize = 16;
+/// Write buffer of the families that see few bytes.
+const SMALL_BUFFER: usize = 1 << 20;
+const LOG_FILE_BYTES: usize = 4 << 20;
+
+pub(crate) fn cache(options: &Options) -> Cache {
+    let mut lru = LruCacheOptions::default();
+    lru.set_capacity(options.block_cache);
+    // Few shards, so that an index block of a large table fits into one.
+    lru.set_num_shard_bits(3);
+    Cache::new_lru_cache_opts(&lru)
+}
+
+pub(crate) fn database(options: &Options) -> Rocks {
+    let mut rocks = Rocks::default();
+    rocks.create_if_missing(true);
+    rocks.create_missing_column_families(true);
+    // Any error while writing tables or log stops writes instead of being overlooked.
+    rocks.set_paranoid_checks(true);
+    // Overwriting blocks that exist already makes an fsync about twice as fast as appending.
+    rocks.set_recycle_log_file_num(4);
+    // The only strict mode that recycled logs allow: replay ends at the first record that is torn or does
+    // not follow its predecessor. Whether it ended too early is for the mark to say.
+    rocks.set_wal_recovery_mode(DBRecoveryMode::PointInTime);
+    // Not pipelined and not unordered (the defaults, pinned because a promise rests on them): a write
+    // becomes readable only after it is in the log, and synced if it asked for it. Source: WriteImpl in
+    // db_impl_write.cc 11.8, WriteGroupToWAL, then InsertInto, then SetLastSequence, by which readers go.
+    rocks.set_enable_pipelined_write(false);
+    rocks.set_unordered_write(false);
+    // There is one writer; folding of successive merges does not go together with concurrent ones.
+    rocks.set_allow_concurrent_memtable_write(false);
+    rocks.set_enable_write_thread_adaptive_yield(false);
+    // The small families fill slowly and would keep old logs alive.
+    rocks.set_max_total_wal_size((4 * options.write_buffer).max(32 << 20) as u64);
+    rocks.set_max_background_jobs(2);
+    rocks.set_bytes_per_sync(1 << 20);
+    rocks.set_max_log_file_size(LOG_FILE_BYTES);
+    rocks.set_keep_log_file_num(4);
+    rocks.set_log_level(LogLevel::Info);
+    rocks.set_stats_dump_period_sec(0);
+    rocks.set_stats_persist_period_sec(0);
+    rocks.enable_statistics();
+    // Counters without timers: the clock is what makes statistics dear.
+    rocks.set_statistics_level(StatsLevel::ExceptHistogramOrTimers);
+    rocks
+}
+
+/// Options of one column family.
+pub(crate) fn family(name: &str, options: &Options, cache: &Cache) -> Rocks {
+    let mut rocks = Rocks::default();
+    rocks.set_block_based_table_factory(&tables(cache));
+    rocks.set_compression_type(DBCompressionType::Lz4);
+    match name {
+        RECORDS => {
+            rocks.set_write_buffer_size(options.write_buffer.max(SMALL_BUFFER));
+            rocks.set_merge_operator(merge::NAME, merge::full_merge, merge::full_merge);
+            rocks.set_max_successive_merges(SUCCESSIVE_MERGES_MAX);
+        }
+        HINTS => {
+            rocks.set_write_buffer_size((options.write_buffer / 4).max(SMALL_BUFFER));
+            // A queue: replay starts where everything is deleted. Tables full of deletions go first.
+            rocks.add_compact_on_deletion_collector_factory(1024, 256, 0.25);
+        }
+        AGREEMENT | STATE => rocks.set_write_buffer_size(SMALL_BUFFER),
+        _ => {}
+    }
+    rocks
+}
+
+fn tables(cache: &Cache) -> BlockBasedOptions {
+    let mut tables = BlockBasedOptions::default();
+    tables.set_block_cache(cache);
+    tables.set_block_size(8 << 10);
+    tables.set_format_version(6);
+    // A key that is not there costs no read.
+    tables.set_bloom_filter(10.0, false);
+    tables.set_whole_key_filtering(true);
+    tables.set_optimize_filters_for_memory(true);
+    // Index and filters count against the cache: memory has a bound, however large the data are.
+    tables.set_cache_index_and_filter_blocks(true);
+    tables.set_cache_index_and_filter_blocks_with_high_priority(true);
+    tables.set_pin_l0_filter_and_index_blocks_in_cache(true);
+    tables
+}

@@ -216,3 +216,348 @@ async fn small_messages_do_not_wait_behind_a_large_value() {
         assert!(message == large[message.hlc.0 as usize], "it comes whole");
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn simultaneous_dials_settle_on_the_lower_nodes_connection() {
+    let cluster = Cluster::new();
+    let mut a = cluster.node(1);
+    let mut b = cluster.node(2);
+    let (to_a, to_b) = (a.member.peer.clone(), b.member.peer.clone());
+    let (first, second) = tokio::join!(a.transport.dial(&to_b), b.transport.dial(&to_a));
+    assert_eq!((first.unwrap(), second.unwrap()), (NodeId(2), NodeId(1)));
+    for node in [&a, &b] {
+        eventually("both connections are known", || {
+            node.transport.0.state.read().peers.values().next().is_some_and(|peer| peer.links().len() == 2)
+        })
+        .await;
+    }
+    let chosen = |node: &Node| {
+        let peer = node.transport.0.state.read().peers.values().next().cloned().unwrap();
+        let link = peer.chosen.borrow().clone().unwrap();
+        (link.dialled, link.connection.stable_id())
+    };
+    assert!(chosen(&a).0 && !chosen(&b).0);
+    a.transport.send(NodeId(2), membership(1));
+    b.transport.send(NodeId(1), membership(2));
+    assert_eq!(b.message().await, (NodeId(1), membership(1)));
+    assert_eq!(a.message().await, (NodeId(2), membership(2)));
+    // The other connection goes when it has been idle; nobody is told that a peer went.
+    for node in [&a, &b] {
+        eventually("the spare connection is closed", || {
+            node.transport.0.state.read().peers.values().next().is_some_and(|peer| peer.links().len() == 1)
+        })
+        .await;
+    }
+    a.transport.send(NodeId(2), membership(3));
+    let next = b.next(|event| match event {
+        Event::Message(_, message) => Some(Some(message)),
+        Event::Link(_, false) => Some(None),
+        _ => None,
+    });
+    assert_eq!(next.await, Some(membership(3)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restarted_peer_is_linked_again_by_either_side() {
+    let cluster = Cluster::new();
+    for (stays, restarts) in [(1, 2), (2, 1)] {
+        let mut nodes: Vec<_> = cluster.nodes(2);
+        let at = nodes.iter().position(|node| node.member.id.0 == restarts).unwrap();
+        let gone = nodes.remove(at);
+        let mut stays_node = nodes.pop().unwrap();
+        stays_node.link(restarts, true).await;
+        let member = gone.member.clone();
+        gone.transport.stop().await;
+        stays_node.link(restarts, false).await;
+        drop(gone);
+        eventually("the port is free", || std::net::UdpSocket::bind(&member.peer).is_ok()).await;
+        // The same address, another process; it knows no members, so it does not dial.
+        let mut settings = cluster.settings(restarts);
+        settings.listen = member.peer.parse().unwrap();
+        let mut back = Node::start(settings);
+        stays_node.link(restarts, true).await;
+        back.link(stays, true).await;
+        stays_node.transport.send(NodeId(restarts), membership(1));
+        assert_eq!(back.message().await, (NodeId(stays), membership(1)));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn guests_talk_about_membership_only() {
+    let cluster = Cluster::new();
+    let mut inside = cluster.node(1);
+    let mut guest = cluster.node(2);
+    inside.transport.set_cluster(ClusterId(7));
+    inside.transport.set_members(&[inside.member.clone()]);
+    let reached = guest.transport.dial(&inside.member.peer.clone()).await.unwrap();
+    assert_eq!(reached, NodeId(1));
+    guest.transport.send(NodeId(1), value(1, 10));
+    guest.transport.send(NodeId(1), value(2, 100_000));
+    guest.transport.send(NodeId(1), membership(3));
+    guest.transport.send_gossip(inside.member.peer.parse().unwrap(), Bytes::from_static(b"news"));
+    assert_eq!(inside.message().await, (NodeId(2), membership(3)));
+    eventually("both are counted", || inside.refused(Reason::Guest) == 2).await;
+    inside.transport.send(NodeId(2), membership(4));
+    assert_eq!(guest.message().await, (NodeId(1), membership(4)));
+
+    // Once it is a member it may say all, on the same connection; once removed, no more.
+    let both = [inside.member.clone(), guest.member.clone()];
+    inside.transport.set_members(&both);
+    guest.transport.set_members(&both);
+    guest.transport.send(NodeId(1), value(5, 10));
+    assert_eq!(inside.message().await, (NodeId(2), value(5, 10)));
+    inside.transport.set_members(&both[..1]);
+    guest.transport.send(NodeId(1), value(6, 10));
+    guest.transport.send(NodeId(1), membership(7));
+    assert_eq!(inside.message().await, (NodeId(2), membership(7)));
+    assert_eq!(inside.refused(Reason::Guest), 3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn gossip_passes_between_members() {
+    let cluster = Cluster::new();
+    let mut nodes = cluster.nodes(2);
+    let (mut b, mut a) = (nodes.pop().unwrap(), nodes.pop().unwrap());
+    a.link(2, true).await;
+    b.link(1, true).await;
+    let to = a.transport.address_of(NodeId(2)).unwrap();
+    a.transport.send_gossip(to, Bytes::from(vec![9; 65_507]));
+    let got = b.next(|event| match event {
+        Event::Gossip(from, bytes) => Some((from, bytes)),
+        _ => None,
+    });
+    assert_eq!(got.await, (a.transport.advertised(), Bytes::from(vec![9; 65_507])));
+}
+
+/// Both sides' errors of a dial that must be refused: the dialler's, and what the other one counted.
+async fn refusal(from: &Node, to: &Node) -> Reason {
+    let error = from.transport.dial(&to.member.peer).await.expect_err("it is refused");
+    error.reason().unwrap_or_else(|| panic!("typed, not: {error}"))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_of_another_ca_is_refused() {
+    let (ours, theirs) = (Cluster::new(), Cluster::new());
+    let (inside, stranger) = (ours.node(1), theirs.node(2));
+    assert_eq!(refusal(&stranger, &inside).await, Reason::Certificate);
+    assert_eq!(refusal(&inside, &stranger).await, Reason::Certificate);
+    eventually("it is counted on both sides", || {
+        inside.refused(Reason::Certificate) > 0 && stranger.refused(Reason::Certificate) > 0
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_of_another_cluster_is_refused() {
+    let cluster = Cluster::new();
+    let (a, b) = (cluster.node(1), cluster.node(2));
+    a.transport.set_cluster(ClusterId(1));
+    b.transport.set_cluster(ClusterId(2));
+    let error = a.transport.dial(&b.member.peer).await.expect_err("refused");
+    assert!(matches!(&error, TransportError::RefusedByPeer { reason: Reason::OtherCluster, said, .. }
+        if said.contains("0000000000000001")), "{error}");
+    assert_eq!(b.refused(Reason::OtherCluster), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_certificate_is_bound_to_its_members_node_id() {
+    let cluster = Cluster::new();
+    let (a, b) = (cluster.node(1), cluster.node(2));
+    let mut settings = cluster.settings(3);
+    settings.node = NodeId(2);
+    let impostor = Node::start(settings);
+    a.transport.set_members(&[a.member.clone(), b.member.clone()]);
+    assert_eq!(refusal(&impostor, &a).await, Reason::CertificateName);
+    assert!(a.refused(Reason::CertificateName) >= 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_impostor_that_was_a_guest_is_cut_off_when_its_id_becomes_a_member() {
+    let cluster = Cluster::new();
+    let a = cluster.node(1);
+    let mut settings = cluster.settings(3);
+    settings.node = NodeId(2);
+    let mut impostor = Node::start(settings);
+    impostor.transport.dial(&a.member.peer).await.unwrap();
+    impostor.link(1, true).await;
+    let b = Member { id: NodeId(2), name: "n2".into(), ..impostor.member.clone() };
+    a.transport.set_members(&[a.member.clone(), b]);
+    impostor.link(1, false).await;
+    assert!(a.refused(Reason::CertificateName) >= 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copied_data_directory_is_noticed() {
+    let cluster = Cluster::new();
+    let (a, mut b) = (cluster.node(1), cluster.node(2));
+    // The copy meets the node itself.
+    let copy = cluster.node(1);
+    assert_eq!(refusal(&copy, &a).await, Reason::OwnId);
+    assert_eq!(a.refused(Reason::OwnId), 1);
+    // And both meet a third one: the later one wins, the earlier one is told.
+    a.transport.dial(&b.member.peer).await.unwrap();
+    b.link(1, true).await;
+    copy.transport.dial(&b.member.peer).await.unwrap();
+    b.link(1, false).await;
+    b.link(1, true).await;
+    assert_eq!(refusal(&a, &b).await, Reason::DuplicateId);
+    // A node that dials itself is told so.
+    assert_eq!(refusal(&b, &b).await, Reason::SelfDial);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_queue_drops_and_counts() {
+    let cluster = Cluster::new();
+    let mut settings = cluster.settings(1);
+    settings.queue_messages = 100;
+    settings.queue_bytes = 50_000;
+    let a = Node::start(settings);
+    // Nobody listens there.
+    let absent = Member { id: NodeId(2), name: "n2".into(), peer: "127.0.0.1:9".into(), ..a.member.clone() };
+    a.transport.set_members(&[absent]);
+    for number in 0..150 {
+        a.transport.send(NodeId(2), value(number, 10));
+    }
+    assert_eq!((a.queued(), a.counts.shed.load(Ordering::Relaxed)), (100, 50));
+    // What nobody came for is dropped by its age.
+    eventually("the queue is cleared", || a.queued() == 0).await;
+    assert_eq!(a.counts.shed.load(Ordering::Relaxed), 150);
+    for number in 0..10 {
+        a.transport.send(NodeId(2), value(number, 8_000));
+    }
+    assert_eq!(a.queued(), 6);
+    a.transport.send(NodeId(3), value(1, 1));
+    assert_eq!(a.counts.shed.load(Ordering::Relaxed), 155);
+}
+
+/// A greeting as `id`, and then whatever the test wants, by hand.
+async fn raw(cluster: &Cluster, id: u64, to: &Node) -> (quinn::Endpoint, quinn::Connection, quinn::SendStream) {
+    let settings = cluster.settings(id);
+    let endpoint = tls::endpoint(settings.listen, &settings.identity).unwrap();
+    let addr = to.member.peer.parse().unwrap();
+    let connection = endpoint.connect(addr, pki::PEER_DNS_NAME).unwrap().await.unwrap();
+    let (mut out, mut from) = connection.open_bi().await.unwrap();
+    greeting(id).send(&mut out).await.unwrap();
+    Hello::receive(&mut from).await.unwrap().unwrap();
+    // Dropping it would tell the other side to stop sending.
+    tokio::spawn(async move {
+        let _ = from.read_to_end(1 << 20).await;
+    });
+    (endpoint, connection, out)
+}
+
+fn greeting(id: u64) -> Hello {
+    Hello {
+        wire: WIRE_VERSION,
+        node: NodeId(id),
+        process: 99,
+        cluster: None,
+        name: format!("n{id}"),
+        advertise: ([127, 0, 0, 1], 1).into(),
+    }
+}
+
+async fn closed_for(connection: &quinn::Connection) -> Option<Reason> {
+    let error = timeout(PATIENCE, connection.closed()).await.expect("it is closed in time");
+    Reason::of(&error)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn garbage_ends_the_connection_and_harms_nothing() {
+    let cluster = Cluster::new();
+    let mut victim = cluster.node(1);
+    let other = cluster.node(3);
+    other.transport.dial(&victim.member.peer).await.unwrap();
+    let frame = |body: &[u8]| {
+        let mut bytes = (body.len() as u32).to_le_bytes().to_vec();
+        bytes.extend(body);
+        bytes
+    };
+    let cases: [(Vec<u8>, Reason); 5] = [
+        (frame(&[WIRE_VERSION, 0xff, 0xff, 0xff]), Reason::MalformedFrame),
+        (frame(&[]), Reason::MalformedFrame),
+        (frame(&[WIRE_VERSION + 1, 1, 2, 3]), Reason::WireVersion),
+        (u32::MAX.to_le_bytes().to_vec(), Reason::FrameTooLong),
+        (vec![0xaa; 5_000], Reason::FrameTooLong),
+    ];
+    for (bytes, reason) in cases {
+        let (_endpoint, connection, mut out) = raw(&cluster, 2, &victim).await;
+        let before = victim.refused(reason);
+        out.write_all(&bytes).await.unwrap();
+        assert_eq!(closed_for(&connection).await, Some(reason), "{bytes:x?}");
+        assert_eq!(victim.refused(reason), before + 1);
+    }
+    // The same on streams of single messages.
+    let long = [&[1][..], &u32::MAX.to_le_bytes()].concat();
+    let cases: [(&[u8], Reason); 4] = [
+        (&[77], Reason::MalformedFrame),
+        (&long, Reason::FrameTooLong),
+        (&[1, 3, 0, 0, 0, 9, 9, 9], Reason::WireVersion),
+        (&[1, 3, 0, 0, 0, 9], Reason::MalformedFrame),
+    ];
+    for (bytes, reason) in cases {
+        let (_endpoint, connection, _out) = raw(&cluster, 2, &victim).await;
+        let mut stream = connection.open_uni().await.unwrap();
+        stream.write_all(bytes).await.unwrap();
+        stream.finish().unwrap();
+        assert_eq!(closed_for(&connection).await, Some(reason), "{bytes:x?}");
+    }
+    other.transport.send(NodeId(1), membership(1));
+    assert_eq!(victim.message().await, (NodeId(3), membership(1)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bad_greetings_are_refused() {
+    let cluster = Cluster::new();
+    let victim = cluster.node(1);
+    let mut expected = 0;
+    let cases: [(Vec<u8>, Reason); 5] = [
+        (Hello { wire: WIRE_VERSION + 1, ..greeting(2) }.encode().to_vec(), Reason::WireVersion),
+        (Hello { name: "n3".into(), ..greeting(2) }.encode().to_vec(), Reason::CertificateName),
+        (Hello { node: NodeId(1), ..greeting(2) }.encode().to_vec(), Reason::OwnId),
+        (vec![0xff; 100], Reason::MalformedHello),
+        (b"\x04\x00GET ".to_vec(), Reason::MalformedHello),
+    ];
+    for (bytes, reason) in cases {
+        let settings = cluster.settings(2);
+        let endpoint = tls::endpoint(settings.listen, &settings.identity).unwrap();
+        let addr = victim.member.peer.parse().unwrap();
+        let connection = endpoint.connect(addr, pki::PEER_DNS_NAME).unwrap().await.unwrap();
+        let (mut out, _from) = connection.open_bi().await.unwrap();
+        out.write_all(&bytes).await.unwrap();
+        assert_eq!(closed_for(&connection).await, Some(reason));
+        expected += 1;
+        let all = || victim.counts.refused.lock().values().sum::<u64>();
+        eventually("it is counted", || all() == expected && victim.refused(reason) > 0).await;
+    }
+    assert!(victim.transport.peers().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_address_where_nobody_answers_is_an_error_that_says_so() {
+    let cluster = Cluster::new();
+    let a = cluster.node(1);
+    let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let addr = silent.local_addr().unwrap();
+    let error = a.transport.dial(&addr.to_string()).await.expect_err("nobody is there");
+    assert!(error.to_string().contains(&addr.to_string()), "{error}");
+    let error = a.transport.dial("no-port").await.expect_err("no address");
+    assert!(matches!(error, TransportError::Resolve { .. }), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_queued_is_sent_before_the_transport_stops() {
+    let cluster = Cluster::new();
+    let mut nodes = cluster.nodes(2);
+    let (mut b, mut a) = (nodes.pop().unwrap(), nodes.pop().unwrap());
+    a.link(2, true).await;
+    b.link(1, true).await;
+    for number in 0..1_000 {
+        a.transport.send(NodeId(2), value(number, 1_000));
+    }
+    a.transport.stop().await;
+    for number in 0..1_000 {
+        assert_eq!(b.message().await.1.hlc, Hlc(number));
+    }
+    b.link(1, false).await;
+}

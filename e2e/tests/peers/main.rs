@@ -12,6 +12,7 @@ use stranger::{
 use torc_e2e::cluster::{Cluster, Node, Options, READY_MAX};
 use torc_e2e::workload::{Random, seed};
 use torc_e2e::{alone, wait};
+use torc_protocol::wire::WIRE_VERSION;
 
 const REFUSED: &str = "torc_peer_refused_total";
 /// Year in which certificates end that are valid now.
@@ -251,7 +252,12 @@ fn greetings_and_frames_that_do_not_belong_are_refused_after_it() {
         (
             "a frame of garbage",
             "malformed_frame",
-            followed_by(&[&[16, 0, 0, 0][..], &[0xa5; 16]].concat()),
+            followed_by(&[&[17, 0, 0, 0, WIRE_VERSION][..], &[0xa5; 16]].concat()),
+        ),
+        (
+            "a frame of another version",
+            "wire_version",
+            followed_by(&[2, 0, 0, 0, WIRE_VERSION + 1, 0]),
         ),
         (
             "an empty frame",

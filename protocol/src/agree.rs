@@ -35,7 +35,10 @@ pub struct Ballot {
 
 impl Ballot {
     /// Below every ballot that was ever minted.
-    pub const ZERO: Self = Self { hlc: Hlc(0), node: NodeId(0) };
+    pub const ZERO: Self = Self {
+        hlc: Hlc(0),
+        node: NodeId(0),
+    };
 }
 
 /// A value and the ballot in which it was accepted.
@@ -57,7 +60,10 @@ pub struct Acceptor {
 
 impl Default for Acceptor {
     fn default() -> Self {
-        Self { promised: Ballot::ZERO, accepted: None }
+        Self {
+            promised: Ballot::ZERO,
+            accepted: None,
+        }
     }
 }
 
@@ -86,7 +92,9 @@ impl Acceptor {
     /// When a higher ballot was promised.
     pub fn prepare(&mut self, ballot: Ballot) -> Result<Option<AcceptedValue>, Rejected> {
         if ballot < self.promised {
-            return Err(Rejected { promised: self.promised });
+            return Err(Rejected {
+                promised: self.promised,
+            });
         }
         self.promised = ballot;
         Ok(self.accepted.clone())
@@ -98,7 +106,9 @@ impl Acceptor {
     /// When a higher ballot was promised.
     pub fn accept(&mut self, ballot: Ballot, value: Arc<Config>) -> Result<(), Rejected> {
         if ballot < self.promised {
-            return Err(Rejected { promised: self.promised });
+            return Err(Rejected {
+                promised: self.promised,
+            });
         }
         self.promised = ballot;
         self.accepted = Some((ballot, value));
@@ -140,13 +150,19 @@ impl Acceptor {
             return Err(malformed);
         };
         if rest.is_empty() {
-            return Ok(Self { promised, accepted: None });
+            return Ok(Self {
+                promised,
+                accepted: None,
+            });
         }
         let Some((ballot, value)) = take_ballot(rest) else {
             return Err(malformed);
         };
         let value = Arc::new(wire::decode_config(value)?);
-        Ok(Self { promised, accepted: Some((ballot, value)) })
+        Ok(Self {
+            promised,
+            accepted: Some((ballot, value)),
+        })
     }
 }
 
@@ -158,8 +174,10 @@ fn put_ballot(out: &mut BytesMut, ballot: Ballot) {
 fn take_ballot(bytes: &[u8]) -> Option<(Ballot, &[u8])> {
     let (hlc, rest) = bytes.split_first_chunk::<8>()?;
     let (node, rest) = rest.split_first_chunk::<8>()?;
-    let ballot =
-        Ballot { hlc: Hlc(u64::from_be_bytes(*hlc)), node: NodeId(u64::from_be_bytes(*node)) };
+    let ballot = Ballot {
+        hlc: Hlc(u64::from_be_bytes(*hlc)),
+        node: NodeId(u64::from_be_bytes(*node)),
+    };
     Some((ballot, rest))
 }
 
@@ -184,8 +202,15 @@ pub struct Proposer {
 
 #[derive(Clone, Debug)]
 enum Step {
-    Preparing { wish: Arc<Config>, promised: BTreeSet<NodeId>, adopted: Option<AcceptedValue> },
-    Accepting { value: Arc<Config>, accepted: BTreeSet<NodeId> },
+    Preparing {
+        wish: Arc<Config>,
+        promised: BTreeSet<NodeId>,
+        adopted: Option<AcceptedValue>,
+    },
+    Accepting {
+        value: Arc<Config>,
+        accepted: BTreeSet<NodeId>,
+    },
     Done,
 }
 
@@ -194,10 +219,22 @@ impl Proposer {
     /// proposed unless the acceptors tell of something that may be decided already.
     #[must_use]
     pub fn new(ballot: Ballot, decided: &Config, wish: Arc<Config>) -> Self {
-        assert_eq!(wish.version.0, decided.version.0 + 1, "a proposal follows a decided version");
+        assert_eq!(
+            wish.version.0,
+            decided.version.0 + 1,
+            "a proposal follows a decided version"
+        );
         let acceptors = decided.current.iter().map(|member| member.id).collect();
-        let step = Step::Preparing { wish, promised: BTreeSet::new(), adopted: None };
-        Self { ballot, acceptors, step }
+        let step = Step::Preparing {
+            wish,
+            promised: BTreeSet::new(),
+            adopted: None,
+        };
+        Self {
+            ballot,
+            acceptors,
+            step,
+        }
     }
 
     /// This round's ballot.
@@ -223,7 +260,12 @@ impl Proposer {
         if ballot != self.ballot || !self.acceptors.contains(&from) {
             return Verdict::Pending;
         }
-        let Step::Preparing { wish, promised, adopted } = &mut self.step else {
+        let Step::Preparing {
+            wish,
+            promised,
+            adopted,
+        } = &mut self.step
+        else {
             return Verdict::Pending;
         };
         promised.insert(from);
@@ -235,8 +277,13 @@ impl Proposer {
         if promised.len() < majority {
             return Verdict::Pending;
         }
-        let value = adopted.take().map_or_else(|| Arc::clone(wish), |(_, value)| value);
-        self.step = Step::Accepting { value: Arc::clone(&value), accepted: BTreeSet::new() };
+        let value = adopted
+            .take()
+            .map_or_else(|| Arc::clone(wish), |(_, value)| value);
+        self.step = Step::Accepting {
+            value: Arc::clone(&value),
+            accepted: BTreeSet::new(),
+        };
         Verdict::Accept(value)
     }
 
@@ -298,8 +345,7 @@ mod tests {
     }
 
     fn decided(members: u64) -> Config {
-        let first =
-            Config::bootstrap(ClusterId(1), (7, Secret([0; 32])), 4, member(1));
+        let first = Config::bootstrap(ClusterId(1), (7, Secret([0; 32])), 4, member(1));
         first.with_members((1..=members).map(member).collect())
     }
 
@@ -310,7 +356,10 @@ mod tests {
     }
 
     fn ballot(hlc: u64, node: u64) -> Ballot {
-        Ballot { hlc: Hlc(hlc), node: NodeId(node) }
+        Ballot {
+            hlc: Hlc(hlc),
+            node: NodeId(node),
+        }
     }
 
     #[test]
@@ -318,29 +367,56 @@ mod tests {
         let base = decided(3);
         let (mine, theirs) = (wish(&base, 10), wish(&base, 11));
         let mut acceptor = Acceptor::default();
-        acceptor.accept(ballot(5, 2), Arc::clone(&theirs)).expect("nothing promised");
+        acceptor
+            .accept(ballot(5, 2), Arc::clone(&theirs))
+            .expect("nothing promised");
 
         let mut proposer = Proposer::new(ballot(9, 1), &base, mine);
-        assert_eq!(proposer.on_promise(NodeId(3), ballot(9, 1), None), Verdict::Pending);
+        assert_eq!(
+            proposer.on_promise(NodeId(3), ballot(9, 1), None),
+            Verdict::Pending
+        );
         let told = acceptor.prepare(ballot(9, 1)).expect("higher");
         let verdict = proposer.on_promise(NodeId(2), ballot(9, 1), told);
         assert_eq!(verdict, Verdict::Accept(Arc::clone(&theirs)));
-        assert_eq!(proposer.on_accepted(NodeId(1), ballot(9, 1)), Verdict::Pending);
-        assert_eq!(proposer.on_accepted(NodeId(1), ballot(9, 1)), Verdict::Pending, "counted once");
-        assert_eq!(proposer.on_accepted(NodeId(4), ballot(9, 1)), Verdict::Pending, "no acceptor");
-        assert_eq!(proposer.on_accepted(NodeId(2), ballot(8, 1)), Verdict::Pending, "old ballot");
-        assert_eq!(proposer.on_accepted(NodeId(2), ballot(9, 1)), Verdict::Decided(theirs));
+        assert_eq!(
+            proposer.on_accepted(NodeId(1), ballot(9, 1)),
+            Verdict::Pending
+        );
+        assert_eq!(
+            proposer.on_accepted(NodeId(1), ballot(9, 1)),
+            Verdict::Pending,
+            "counted once"
+        );
+        assert_eq!(
+            proposer.on_accepted(NodeId(4), ballot(9, 1)),
+            Verdict::Pending,
+            "no acceptor"
+        );
+        assert_eq!(
+            proposer.on_accepted(NodeId(2), ballot(8, 1)),
+            Verdict::Pending,
+            "old ballot"
+        );
+        assert_eq!(
+            proposer.on_accepted(NodeId(2), ballot(9, 1)),
+            Verdict::Decided(theirs)
+        );
     }
 
     #[test]
     fn an_acceptor_keeps_its_promise_also_across_a_restart() {
         let base = decided(3);
         let mut acceptor = Acceptor::default();
-        acceptor.accept(ballot(5, 2), wish(&base, 10)).expect("nothing promised");
+        acceptor
+            .accept(ballot(5, 2), wish(&base, 10))
+            .expect("nothing promised");
         acceptor.prepare(ballot(7, 3)).expect("higher");
         let mut again = Acceptor::decode(&acceptor.encode().expect("encodes")).expect("decodes");
         assert_eq!(again, acceptor);
-        let refused = Err(Rejected { promised: ballot(7, 3) });
+        let refused = Err(Rejected {
+            promised: ballot(7, 3),
+        });
         assert_eq!(again.accept(ballot(5, 2), wish(&base, 10)), refused);
         assert!(again.prepare(ballot(6, 9)).is_err());
         assert!(again.accept(ballot(7, 3), wish(&base, 11)).is_ok());
@@ -349,7 +425,9 @@ mod tests {
     #[test]
     fn damaged_state_is_an_error() {
         let mut acceptor = Acceptor::default();
-        acceptor.accept(ballot(5, 2), wish(&decided(2), 10)).expect("nothing promised");
+        acceptor
+            .accept(ballot(5, 2), wish(&decided(2), 10))
+            .expect("nothing promised");
         let bytes = acceptor.encode().expect("encodes");
         for len in 0..bytes.len() {
             let decoded = Acceptor::decode(&bytes[..len]);
@@ -382,7 +460,10 @@ mod tests {
                     let who = rng.between(0, 3) as usize;
                     let mine = wish(&base, 20 + who as u64);
                     let proposer = Proposer::new(ballot(step, who as u64), &base, mine);
-                    air.extend(ids.iter().map(|id| (*id, Wire::Prepare(who, proposer.ballot()))));
+                    air.extend(
+                        ids.iter()
+                            .map(|id| (*id, Wire::Prepare(who, proposer.ballot()))),
+                    );
                     proposers[who] = Some(proposer);
                     continue;
                 }
@@ -390,7 +471,11 @@ mod tests {
                     continue;
                 }
                 let at = rng.between(0, air.len() as u64) as usize;
-                let (to, message) = if rng.between(0, 8) == 0 { air[at].clone() } else { air.swap_remove(at) };
+                let (to, message) = if rng.between(0, 8) == 0 {
+                    air[at].clone()
+                } else {
+                    air.swap_remove(at)
+                };
                 if rng.between(0, 8) == 0 {
                     continue;
                 }
@@ -411,9 +496,9 @@ mod tests {
                     Wire::Promise(who, from, b, told) => proposers[who]
                         .as_mut()
                         .map_or(Verdict::Pending, |p| p.on_promise(from, b, told)),
-                    Wire::Accepted(who, from, b) => {
-                        proposers[who].as_mut().map_or(Verdict::Pending, |p| p.on_accepted(from, b))
-                    }
+                    Wire::Accepted(who, from, b) => proposers[who]
+                        .as_mut()
+                        .map_or(Verdict::Pending, |p| p.on_accepted(from, b)),
                 };
                 match verdict {
                     Verdict::Pending => {}
@@ -425,18 +510,28 @@ mod tests {
                             .find(|(_, p)| matches!(&p.step, Step::Accepting { value: v, accepted } if accepted.is_empty() && Arc::ptr_eq(v, &value)))
                             .map(|(who, p)| (who, p.ballot()))
                             .expect("somebody accepts now");
-                        air.extend(ids.iter().map(|id| (*id, Wire::Accept(who, b, Arc::clone(&value)))));
+                        air.extend(
+                            ids.iter()
+                                .map(|id| (*id, Wire::Accept(who, b, Arc::clone(&value)))),
+                        );
                     }
                     Verdict::Decided(value) => {
                         decisions += 1;
-                        assert_eq!(*chosen.get_or_insert_with(|| Arc::clone(&value)), value, "seed {seed}");
+                        assert_eq!(
+                            *chosen.get_or_insert_with(|| Arc::clone(&value)),
+                            value,
+                            "seed {seed}"
+                        );
                     }
                 }
                 let crash = rng.between(0, ids.len() as u64) as usize;
-                acceptors[crash] =
-                    Acceptor::decode(&acceptors[crash].encode().expect("encodes")).expect("decodes");
+                acceptors[crash] = Acceptor::decode(&acceptors[crash].encode().expect("encodes"))
+                    .expect("decodes");
             }
         }
-        assert!(decisions > 2_000, "the worlds decide something: {decisions}");
+        assert!(
+            decisions > 2_000,
+            "the worlds decide something: {decisions}"
+        );
     }
 }

@@ -48,7 +48,13 @@ impl Clocks {
             return;
         }
         let ahead = i128::from(peer.0) + i128::from(round_trip / 2) - i128::from(now.mono.0);
-        self.samples.insert(from, Sample { ahead, at: now.mono });
+        self.samples.insert(
+            from,
+            Sample {
+                ahead,
+                at: now.mono,
+            },
+        );
     }
 
     /// Forgets all peers that `keep` does not name.
@@ -91,7 +97,10 @@ mod tests {
     const S: u64 = SECOND;
 
     fn now(mono: u64, wall: u64) -> Now {
-        Now { mono: Mono(mono), wall: Wall(wall) }
+        Now {
+            mono: Mono(mono),
+            wall: Wall(wall),
+        }
     }
 
     fn judge(clocks: &Clocks, others: u64, now: Now) -> ClockVerdict {
@@ -101,11 +110,29 @@ mod tests {
     #[test]
     fn one_wrong_clock_among_three_is_the_others_problem_or_ones_own() {
         let mut clocks = Clocks::default();
-        clocks.record(NodeId(1), Wall(1_000 * S), Mono(5 * S), now(5 * S, 1_000 * S));
-        clocks.record(NodeId(2), Wall(9_000 * S), Mono(5 * S), now(5 * S, 1_000 * S));
-        assert_eq!(judge(&clocks, 2, now(5 * S, 1_000 * S)), ClockVerdict::Drift(0));
+        clocks.record(
+            NodeId(1),
+            Wall(1_000 * S),
+            Mono(5 * S),
+            now(5 * S, 1_000 * S),
+        );
+        clocks.record(
+            NodeId(2),
+            Wall(9_000 * S),
+            Mono(5 * S),
+            now(5 * S, 1_000 * S),
+        );
+        assert_eq!(
+            judge(&clocks, 2, now(5 * S, 1_000 * S)),
+            ClockVerdict::Drift(0)
+        );
+        clocks.record(NodeId(2), Wall(1_000 * S), Mono(5 * S), now(5 * S, 1_000 * S));
         let jumped = now(6 * S, 1_301 * S);
-        assert_eq!(judge(&clocks, 2, jumped), ClockVerdict::Drift(300 * S as i64), "seen at once");
+        assert_eq!(
+            judge(&clocks, 2, jumped),
+            ClockVerdict::Drift(300_000_000),
+            "seen at once"
+        );
     }
 
     #[test]
@@ -120,11 +147,22 @@ mod tests {
     #[test]
     fn without_a_majority_nothing_is_said() {
         let mut clocks = Clocks::default();
-        assert_eq!(judge(&clocks, 0, now(0, 0)), ClockVerdict::Drift(0), "alone is a majority");
+        assert_eq!(
+            judge(&clocks, 0, now(0, 0)),
+            ClockVerdict::Drift(0),
+            "alone is a majority"
+        );
         clocks.record(NodeId(1), Wall(500 * S), Mono(0), now(0, 0));
         assert_eq!(judge(&clocks, 4, now(0, 0)), ClockVerdict::Unknown);
-        assert_eq!(judge(&clocks, 2, now(0, 0)), ClockVerdict::Drift(-250 * S as i64));
-        assert_eq!(judge(&clocks, 2, now(11 * S, 0)), ClockVerdict::Unknown, "the sample is stale");
+        assert_eq!(
+            judge(&clocks, 2, now(0, 0)),
+            ClockVerdict::Drift(-250_000_000)
+        );
+        assert_eq!(
+            judge(&clocks, 2, now(11 * S, 0)),
+            ClockVerdict::Unknown,
+            "the sample is stale"
+        );
     }
 
     #[test]
@@ -132,6 +170,9 @@ mod tests {
         let mut clocks = Clocks::default();
         clocks.record(NodeId(1), Wall(u64::MAX), Mono(0), now(0, 0));
         assert_eq!(clocks.offset(NodeId(1), now(0, 0)), Some(i64::MAX));
-        assert!(matches!(judge(&clocks, 1, now(0, u64::MAX)), ClockVerdict::Drift(_)));
+        assert!(matches!(
+            judge(&clocks, 1, now(0, u64::MAX)),
+            ClockVerdict::Drift(_)
+        ));
     }
 }

@@ -21,6 +21,7 @@ mod configs;
 mod freeze;
 mod join;
 mod peers;
+mod probe;
 mod start;
 mod vote;
 
@@ -60,6 +61,7 @@ pub struct Cluster {
     peers: peers::Peers,
     freeze: freeze::Freeze,
     changes: change::Changes,
+    probes: probe::Probes,
     commits: BTreeMap<CommitId, After>,
     next_commit: u64,
     local: VecDeque<ClusterMessage>,
@@ -122,6 +124,7 @@ impl Cluster {
             peers: peers::Peers::new(persisted.peer_bounds, now.mono),
             freeze: freeze::Freeze::default(),
             changes: change::Changes::new(rng.next_u64()),
+            probes: probe::Probes::default(),
             settings,
             rng,
             commits: BTreeMap::new(),
@@ -139,14 +142,15 @@ impl Cluster {
     fn resume(&mut self, frozen: Option<RingVersion>, now: Now) {
         self.sync_peers();
         if let Some(applied) = self.configs.applied_config().cloned() {
-            self.out.push_back(ClusterOutput::Apply(Arc::clone(&applied)));
+            self.out
+                .push_back(ClusterOutput::Apply(Arc::clone(&applied)));
             if frozen == Some(applied.ring_version) {
                 self.resume_freeze(applied.ring_version, now);
             }
         }
         self.begin_start_check(now);
         self.note_removal();
-        self.apply_next(now);
+        self.apply_next();
     }
 
     /// Takes in what happened; [`Self::next_output`] then says what to do.
@@ -155,7 +159,12 @@ impl Cluster {
             return;
         }
         match input {
-            ClusterInput::Bootstrap { cluster, seed, secret, partition_bits } => {
+            ClusterInput::Bootstrap {
+                cluster,
+                seed,
+                secret,
+                partition_bits,
+            } => {
                 let config =
                     Config::bootstrap(cluster, (seed, secret), partition_bits, self.member.clone());
                 self.bootstrap(config);
@@ -230,7 +239,11 @@ impl Cluster {
     fn on_message(&mut self, from: NodeId, message: ClusterMessage, now: Now) {
         match message {
             ClusterMessage::Ping { seq, standing } => self.on_ping(from, seq, standing, now),
-            ClusterMessage::Pong { seq, wall, standing } => {
+            ClusterMessage::Pong {
+                seq,
+                wall,
+                standing,
+            } => {
                 self.on_pong(from, (seq, wall), standing, now);
             }
             ClusterMessage::StartCheck { bound, cluster } => {
@@ -241,22 +254,39 @@ impl Cluster {
             }
             ClusterMessage::Foreign { cluster } => self.on_foreign(from, cluster),
             ClusterMessage::Fetch { after } => self.on_fetch(from, after),
-            ClusterMessage::Configs { oldest, latest, configs } => {
+            ClusterMessage::Configs {
+                oldest,
+                latest,
+                configs,
+            } => {
                 self.on_configs(from, (oldest, latest), &configs, now);
             }
-            ClusterMessage::Join { protocol, version, cluster, member } => {
+            ClusterMessage::Join {
+                protocol,
+                version,
+                cluster,
+                member,
+            } => {
                 self.on_join(from, (protocol, version, cluster), member, now);
             }
             ClusterMessage::JoinBusy => self.on_join_busy(now),
             ClusterMessage::JoinRefused { refusal } => self.on_join_refused(refusal, now),
             ClusterMessage::Probe { change, joiners } => self.on_probe(from, change, joiners),
-            ClusterMessage::Probed { change, empty, reached } => {
+            ClusterMessage::Probed {
+                change,
+                empty,
+                reached,
+            } => {
                 self.on_probed(from, change, empty, &reached);
             }
             ClusterMessage::Freeze { ring } => self.on_freeze(from, ring, now),
             ClusterMessage::Attested { ring, empty } => self.on_attested(from, ring, empty, now),
             ClusterMessage::Prepare { version, ballot } => self.on_prepare(from, version, ballot),
-            ClusterMessage::Promise { version, ballot, accepted } => {
+            ClusterMessage::Promise {
+                version,
+                ballot,
+                accepted,
+            } => {
                 self.on_promise(from, version, ballot, accepted, now);
             }
             ClusterMessage::Accept { ballot, config } => {
@@ -265,7 +295,11 @@ impl Cluster {
             ClusterMessage::Accepted { version, ballot } => {
                 self.on_accepted(from, version, ballot, now);
             }
-            ClusterMessage::Rejected { version, ballot, promised } => {
+            ClusterMessage::Rejected {
+                version,
+                ballot,
+                promised,
+            } => {
                 self.on_rejected(version, ballot, promised, now);
             }
             ClusterMessage::Learn { config } => self.on_learn(from, &config.0),
@@ -301,9 +335,10 @@ impl Cluster {
 
     fn bootstrap(&mut self, config: Config) {
         let refusal = match (&self.phase, self.configs.latest()) {
-            (_, Some(latest)) => {
-                Some(BootstrapRefusal::Used { cluster: latest.cluster, version: latest.version })
-            }
+            (_, Some(latest)) => Some(BootstrapRefusal::Used {
+                cluster: latest.cluster,
+                version: latest.version,
+            }),
             (Phase::Blank, None) if config.validate().is_err() => Some(BootstrapRefusal::Invalid),
             (Phase::Blank, None) => None,
             _ => Some(BootstrapRefusal::Busy),
@@ -327,7 +362,7 @@ impl Cluster {
         match after {
             After::Send(to, message) => self.send(to, message),
             After::Base(config) => self.on_base(config, now),
-            After::Decided(config) => self.on_decided(config, now),
+            After::Decided(config) => self.on_decided(&config, now),
             After::Applied(config) => self.on_applied(&config, now),
             After::Frozen(ring) => self.on_freeze_stored(ring),
             After::Bound => self.clock.on_bound_durable(),
@@ -350,7 +385,8 @@ impl Cluster {
             }
             After::Decided(_) => self.configs.storing_failed(),
             After::Applied(config) => {
-                self.configs.retry_applied(config, now.mono.plus(STORE_RETRY));
+                self.configs
+                    .retry_applied(config, now.mono.plus(STORE_RETRY));
             }
             After::Frozen(_) => self.freeze = freeze::Freeze::default(),
             After::Bound => self.clock.on_bound_failed(),
@@ -374,7 +410,10 @@ impl Cluster {
             self.local.push_back(message);
             return;
         }
-        let message = PeerMessage { hlc: self.clock.last(), body: PeerBody::Cluster(message) };
+        let message = PeerMessage {
+            hlc: self.clock.last(),
+            body: PeerBody::Cluster(message),
+        };
         self.out.push_back(ClusterOutput::Send(to, message));
     }
 
@@ -382,7 +421,13 @@ impl Cluster {
         let id = CommitId(self.next_commit);
         self.next_commit += 1;
         self.commits.insert(id, after);
-        self.out.push_back(ClusterOutput::Commit(id, Batch { writes, sync: Sync::Fsync }));
+        self.out.push_back(ClusterOutput::Commit(
+            id,
+            Batch {
+                writes,
+                sync: Sync::Fsync,
+            },
+        ));
     }
 
     fn event(&mut self, event: ClusterEvent) {
@@ -401,7 +446,10 @@ impl Cluster {
 }
 
 fn put_number(key: StateKey, number: u64) -> Write {
-    Write::StatePut { key, value: Bytes::copy_from_slice(&number.to_be_bytes()) }
+    Write::StatePut {
+        key,
+        value: Bytes::copy_from_slice(&number.to_be_bytes()),
+    }
 }
 
 /// How long a message is waited for before it is sent again, in microseconds.

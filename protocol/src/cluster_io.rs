@@ -59,7 +59,11 @@ impl ClusterSettings {
     #[must_use]
     pub fn new(rng_seed: u64) -> Self {
         use crate::time::SECOND;
-        Self { rng_seed, drift_max: 60 * SECOND, drift_warn: SECOND }
+        Self {
+            rng_seed,
+            drift_max: 60 * SECOND,
+            drift_warn: SECOND,
+        }
     }
 }
 
@@ -89,7 +93,9 @@ pub struct Persisted {
 #[derive(Debug, thiserror::Error)]
 pub enum PersistedError {
     /// A number that is not 8 bytes long.
-    #[error("stored node state {key:?} has {len} bytes instead of 8: the data directory is damaged or of a newer version")]
+    #[error(
+        "stored node state {key:?} has {len} bytes instead of 8: the data directory is damaged or of a newer version"
+    )]
     Number {
         /// Which.
         key: StateKey,
@@ -148,10 +154,11 @@ impl Persisted {
         let mut found = Self::fresh(member);
         for (key, value) in state {
             match key {
-                StateKey::Identity | StateKey::HlcBound(_) if key != StateKey::HlcBound(CLUSTER_BOUND) => {}
-                StateKey::Identity => {}
-                StateKey::HlcBound(_) => found.own_bound = Hlc(number(key, &value)?),
-                StateKey::PeerBound(peer) => found.peer_bounds.push((peer, Hlc(number(key, &value)?))),
+                StateKey::HlcBound(CLUSTER_BOUND) => found.own_bound = Hlc(number(key, &value)?),
+                StateKey::Identity | StateKey::HlcBound(_) => {}
+                StateKey::PeerBound(peer) => {
+                    found.peer_bounds.push((peer, Hlc(number(key, &value)?)));
+                }
                 StateKey::Applied => found.applied = ConfigVersion(number(key, &value)?),
                 StateKey::Frozen => found.frozen = Some(RingVersion(number(key, &value)?)),
                 StateKey::Acceptor(version) => {
@@ -172,21 +179,30 @@ impl Persisted {
         found.decided.sort_by_key(|config| config.version);
         for pair in found.decided.windows(2) {
             if pair[1].version.0 != pair[0].version.0 + 1 {
-                return Err(PersistedError::Gap { version: pair[1].version });
+                return Err(PersistedError::Gap {
+                    version: pair[1].version,
+                });
             }
         }
-        let applied_is_kept =
-            found.applied.0 == 0 || found.decided.iter().any(|config| config.version == found.applied);
+        let applied_is_kept = found.applied.0 == 0
+            || found
+                .decided
+                .iter()
+                .any(|config| config.version == found.applied);
         if !applied_is_kept {
-            return Err(PersistedError::Gap { version: found.applied });
+            return Err(PersistedError::Gap {
+                version: found.applied,
+            });
         }
         Ok(found)
     }
 }
 
 fn number(key: StateKey, value: &[u8]) -> Result<u64, PersistedError> {
-    let bytes: [u8; 8] =
-        value.try_into().map_err(|_| PersistedError::Number { key, len: value.len() })?;
+    let bytes: [u8; 8] = value.try_into().map_err(|_| PersistedError::Number {
+        key,
+        len: value.len(),
+    })?;
     Ok(u64::from_be_bytes(bytes))
 }
 

@@ -11,6 +11,8 @@ use crate::wire::Blob;
 
 /// Version of this conversation; a joiner that speaks another one is refused.
 pub const CLUSTER_PROTOCOL: u32 = 1;
+/// Greatest number of joiners of one change.
+pub const JOINERS_MAX: usize = 64;
 /// Greatest number of configurations in one [`ClusterMessage::Configs`].
 pub const CONFIGS_MAX: usize = 16;
 
@@ -201,7 +203,9 @@ pub struct Standing {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, bincode::Encode, bincode::Decode)]
 pub enum JoinRefusal {
     /// The joiner is older or newer than the cluster.
-    #[error("the cluster speaks cluster protocol {cluster}, this node {joiner}: install the same version of torc")]
+    #[error(
+        "the cluster speaks cluster protocol {cluster}, this node {joiner}: install the same version of torc"
+    )]
     Protocol {
         /// The cluster's.
         cluster: u32,
@@ -209,7 +213,9 @@ pub enum JoinRefusal {
         joiner: u32,
     },
     /// The joiner's configuration is another cluster's.
-    #[error("the node asked belongs to cluster {theirs}, this node to cluster {ours}: check the addresses given to --join")]
+    #[error(
+        "the node asked belongs to cluster {theirs}, this node to cluster {ours}: check the addresses given to --join"
+    )]
     OtherCluster {
         /// The cluster that was asked.
         #[bincode(with_serde)]
@@ -219,7 +225,9 @@ pub enum JoinRefusal {
         ours: ClusterId,
     },
     /// The name is taken.
-    #[error("a member is called `{name}` already: give this node another --name (a node that lost its data is a new node)")]
+    #[error(
+        "a member is called `{name}` already: give this node another --name (a node that lost its data is a new node)"
+    )]
     NameTaken {
         /// The name.
         name: String,
@@ -231,7 +239,9 @@ pub enum JoinRefusal {
         address: String,
     },
     /// The joiner's name, zone, weight or addresses are not valid.
-    #[error("this node's name, zone, weight or addresses are not valid: check --name, --zone, --weight, --peer and --http")]
+    #[error(
+        "this node's name, zone, weight or addresses are not valid: check --name, --zone, --weight, --peer and --http"
+    )]
     BadMember,
     /// The cluster is full.
     #[error("the cluster has {count} members, which is the limit")]
@@ -240,10 +250,14 @@ pub enum JoinRefusal {
         count: u32,
     },
     /// The cluster holds keys, and ring changes do not exist yet.
-    #[error("this cluster holds keys; joining a cluster with keys comes with ring changes: let all nodes join before the first key is written, or start from empty data directories")]
+    #[error(
+        "this cluster holds keys; joining a cluster with keys comes with ring changes: let all nodes join before the first key is written, or start from empty data directories"
+    )]
     HoldsKeys,
     /// Too few members can reach the joiner at the address that it gives.
-    #[error("only {reached} of {members} members reach this node at {address}: check --peer, and that UDP is let through")]
+    #[error(
+        "only {reached} of {members} members reach this node at {address}: check --peer, and that UDP is let through"
+    )]
     Unreachable {
         /// The address.
         address: String,

@@ -11,23 +11,17 @@ use torc_ring::config::{MEMBERS_MAX, WEIGHT_MAX, is_node_name};
 use torc_ring::{ClusterId, Config, ConfigVersion, Member, NodeId, RingVersion};
 
 use super::{Cluster, RESEND};
-use crate::cluster_io::{ChangeOutcome, CheckId, ClusterEvent, ClusterOutput};
-use crate::cluster_message::{CLUSTER_PROTOCOL, ClusterMessage, JoinRefusal};
+use crate::cluster_io::{ChangeOutcome, ClusterEvent};
+use crate::cluster_message::{CLUSTER_PROTOCOL, ClusterMessage, JOINERS_MAX, JoinRefusal};
 use crate::rng::Rng;
 use crate::time::{MS, Mono, Now, SECOND};
 
 /// Joins that arrive within this time become one change, in microseconds.
 const GATHER: u64 = 100 * MS;
-/// Joiners of one change.
-const JOINERS_MAX: usize = 64;
 /// Members are given this long to say that they are empty and reach the joiners, in microseconds.
 const PROBE_WAIT: u64 = 5 * SECOND;
 /// Members are given this long to freeze, in microseconds.
 const FREEZE_WAIT: u64 = 5 * SECOND;
-/// Probes of other members that are worked on at once; further ones are asked again by their senders.
-const PROBES_MAX: usize = 8;
-/// A probe is forgotten after this time, in microseconds.
-const PROBE_AGE_MAX: u64 = 2 * PROBE_WAIT;
 /// Greatest length of a zone, and of an address, in bytes.
 const ZONE_LEN_MAX: usize = 64;
 const ADDRESS_LEN_MAX: usize = 256;
@@ -38,9 +32,6 @@ pub(super) struct Changes {
     gathered: BTreeMap<NodeId, Member>,
     gather_until: Option<Mono>,
     running: Option<Change>,
-    /// What other members (or this one) asked this node to look at, by asker and change.
-    probes: BTreeMap<(NodeId, u64), Probe>,
-    next_check: u64,
     ids: Rng,
 }
 
@@ -57,20 +48,14 @@ struct Change {
 
 #[derive(Debug)]
 enum Step {
-    Probing { empty: BTreeSet<NodeId>, reached: BTreeMap<NodeId, BTreeSet<NodeId>> },
-    Freezing { attested: BTreeSet<NodeId> },
+    Probing {
+        empty: BTreeSet<NodeId>,
+        reached: BTreeMap<NodeId, BTreeSet<NodeId>>,
+    },
+    Freezing {
+        attested: BTreeSet<NodeId>,
+    },
     Proposing,
-}
-
-/// What this node finds out for the leader of a change.
-#[derive(Debug)]
-struct Probe {
-    joiners: BTreeSet<NodeId>,
-    reached: BTreeSet<NodeId>,
-    check: CheckId,
-    empty: Option<bool>,
-    /// Set at the next housekeeping.
-    since: Option<Mono>,
 }
 
 impl Changes {
@@ -79,14 +64,15 @@ impl Changes {
             gathered: BTreeMap::new(),
             gather_until: None,
             running: None,
-            probes: BTreeMap::new(),
-            next_check: 0,
             ids: Rng::new(seed),
         }
     }
 
     pub(super) fn deadline(&self) -> Option<Mono> {
-        let running = self.running.as_ref().map(|change| change.deadline.min(change.resend_at));
+        let running = self
+            .running
+            .as_ref()
+            .map(|change| change.deadline.min(change.resend_at));
         [self.gather_until, running].into_iter().flatten().min()
     }
 }
@@ -103,21 +89,22 @@ fn refusal_of(config: &Config, member: &Member) -> Option<JoinRefusal> {
         return Some(JoinRefusal::BadMember);
     }
     if config.all_members().any(|other| other.name == member.name) {
-        return Some(JoinRefusal::NameTaken { name: member.name.clone() });
+        return Some(JoinRefusal::NameTaken {
+            name: member.name.clone(),
+        });
     }
     if config.all_members().any(|other| other.peer == member.peer) {
-        return Some(JoinRefusal::AddressTaken { address: member.peer.clone() });
+        return Some(JoinRefusal::AddressTaken {
+            address: member.peer.clone(),
+        });
     }
     let count = config.current.len();
-    (count >= MEMBERS_MAX).then_some(JoinRefusal::TooManyMembers { count: count as u32 })
+    (count >= MEMBERS_MAX).then_some(JoinRefusal::TooManyMembers {
+        count: count as u32,
+    })
 }
 
 impl Cluster {
-    pub(super) fn new_check(&mut self) -> CheckId {
-        self.changes.next_check += 1;
-        CheckId(self.changes.next_check)
-    }
-
     pub(super) fn on_join(
         &mut self,
         from: NodeId,
@@ -133,19 +120,29 @@ impl Cluster {
             self.publish_to(from, &latest);
             return;
         }
-        let other_protocol = (protocol != CLUSTER_PROTOCOL)
-            .then_some(JoinRefusal::Protocol { cluster: CLUSTER_PROTOCOL, joiner: protocol });
-        let other_cluster = (cluster != latest.cluster)
-            .then_some(JoinRefusal::OtherCluster { theirs: latest.cluster, ours: cluster });
+        let other_protocol = (protocol != CLUSTER_PROTOCOL).then_some(JoinRefusal::Protocol {
+            cluster: CLUSTER_PROTOCOL,
+            joiner: protocol,
+        });
+        let other_cluster = (cluster != latest.cluster).then_some(JoinRefusal::OtherCluster {
+            theirs: latest.cluster,
+            ours: cluster,
+        });
         let not_itself = (member.id != from).then_some(JoinRefusal::BadMember);
-        let refusal =
-            other_protocol.or(other_cluster).or(not_itself).or_else(|| refusal_of(&latest, &member));
+        let refusal = other_protocol
+            .or(other_cluster)
+            .or(not_itself)
+            .or_else(|| refusal_of(&latest, &member));
         if let Some(refusal) = refusal {
             self.refuse(from, refusal);
             return;
         }
         let staged = self.changes.gathered.contains_key(&from)
-            || self.changes.running.as_ref().is_some_and(|run| run.joiners.contains_key(&from));
+            || self
+                .changes
+                .running
+                .as_ref()
+                .is_some_and(|run| run.joiners.contains_key(&from));
         if staged {
             return;
         }
@@ -164,7 +161,9 @@ impl Cluster {
             return;
         }
         self.changes.gathered.insert(from, member);
-        self.changes.gather_until.get_or_insert(now.mono.plus(GATHER));
+        self.changes
+            .gather_until
+            .get_or_insert(now.mono.plus(GATHER));
     }
 
     fn clash_with_gathered(&self, member: &Member) -> Option<JoinRefusal> {
@@ -174,14 +173,21 @@ impl Cluster {
             .values()
             .find(|other| other.name == member.name || other.peer == member.peer)?;
         Some(if clash.name == member.name {
-            JoinRefusal::NameTaken { name: member.name.clone() }
+            JoinRefusal::NameTaken {
+                name: member.name.clone(),
+            }
         } else {
-            JoinRefusal::AddressTaken { address: member.peer.clone() }
+            JoinRefusal::AddressTaken {
+                address: member.peer.clone(),
+            }
         })
     }
 
     fn refuse(&mut self, joiner: NodeId, refusal: JoinRefusal) {
-        self.event(ClusterEvent::JoinerRefused { joiner, refusal: refusal.clone() });
+        self.event(ClusterEvent::JoinerRefused {
+            joiner,
+            refusal: refusal.clone(),
+        });
         self.send(joiner, ClusterMessage::JoinRefused { refusal });
     }
 
@@ -191,7 +197,9 @@ impl Cluster {
             self.configs.is_settled()
                 && self.votes.is_quiet()
                 && self.freeze.ring().is_none()
-                && joiners.values().all(|joiner| refusal_of(latest, joiner).is_none())
+                && joiners
+                    .values()
+                    .all(|joiner| refusal_of(latest, joiner).is_none())
         });
         let Some(base) = base else {
             for joiner in joiners.keys() {
@@ -200,12 +208,18 @@ impl Cluster {
             return;
         };
         let names = joiners.keys().copied().collect();
-        self.event(ClusterEvent::Change { joiners: names, outcome: ChangeOutcome::Started });
+        self.event(ClusterEvent::Change {
+            joiners: names,
+            outcome: ChangeOutcome::Started,
+        });
         self.changes.running = Some(Change {
             id: self.changes.ids.next_u64(),
             base,
             joiners,
-            step: Step::Probing { empty: BTreeSet::new(), reached: BTreeMap::new() },
+            step: Step::Probing {
+                empty: BTreeSet::new(),
+                reached: BTreeMap::new(),
+            },
             deadline: now.mono.plus(PROBE_WAIT),
             resend_at: now.mono.plus(RESEND),
         });
@@ -221,11 +235,20 @@ impl Cluster {
         let (silent, message): (Vec<NodeId>, ClusterMessage) = match &change.step {
             Step::Probing { empty, reached } => {
                 let missing = |id: &NodeId| {
-                    let all = change.joiners.keys().all(|j| reached.get(j).is_some_and(|by| by.contains(id)));
+                    let all = change
+                        .joiners
+                        .keys()
+                        .all(|j| reached.get(j).is_some_and(|by| by.contains(id)));
                     !empty.contains(id) || !all
                 };
                 let joiners = change.joiners.values().cloned().collect();
-                (members.filter(missing).collect(), ClusterMessage::Probe { change: change.id, joiners })
+                (
+                    members.filter(missing).collect(),
+                    ClusterMessage::Probe {
+                        change: change.id,
+                        joiners,
+                    },
+                )
             }
             Step::Freezing { attested } => {
                 let ring = change.base.ring_version;
@@ -239,85 +262,19 @@ impl Cluster {
         }
     }
 
-    pub(super) fn on_probe(&mut self, from: NodeId, change: u64, joiners: Vec<Member>) {
-        let Some(latest) = self.acting() else {
-            return;
-        };
-        if !latest.is_current(from) || joiners.len() > JOINERS_MAX {
-            return;
-        }
-        if let Some(probe) = self.changes.probes.get(&(from, change)) {
-            let missing: Vec<Member> =
-                joiners.into_iter().filter(|joiner| !probe.reached.contains(&joiner.id)).collect();
-            self.answer_probe(from, change);
-            for joiner in missing {
-                self.out.push_back(ClusterOutput::Dial(joiner));
-            }
-            return;
-        }
-        if self.changes.probes.len() >= PROBES_MAX {
-            return;
-        }
-        let check = self.new_check();
-        let probe = Probe {
-            joiners: joiners.iter().map(|joiner| joiner.id).collect(),
-            reached: BTreeSet::new(),
-            check,
-            empty: None,
-            since: None,
-        };
-        self.changes.probes.insert((from, change), probe);
-        self.out.push_back(ClusterOutput::CheckEmpty(check));
-        for joiner in joiners {
-            self.out.push_back(ClusterOutput::Dial(joiner));
-        }
-    }
-
-    fn answer_probe(&mut self, to: NodeId, change: u64) {
-        let Some(probe) = self.changes.probes.get(&(to, change)) else {
-            return;
-        };
-        if let Some(empty) = probe.empty {
-            let reached = probe.reached.iter().copied().collect();
-            self.send(to, ClusterMessage::Probed { change, empty, reached });
-        }
-    }
-
-    pub(super) fn on_empty(&mut self, check: CheckId, empty: bool) {
-        if self.on_frozen_empty(check, empty) {
-            return;
-        }
-        let asked = self.changes.probes.iter_mut().find(|(_, probe)| probe.check == check);
-        if let Some((&(asker, change), probe)) = asked {
-            probe.empty = Some(empty);
-            self.answer_probe(asker, change);
-        }
-    }
-
-    pub(super) fn on_dialled(&mut self, node: NodeId, reached: bool) {
-        if !reached {
-            return;
-        }
-        let mut answer = Vec::new();
-        for ((asker, change), probe) in &mut self.changes.probes {
-            if probe.joiners.contains(&node) && probe.reached.insert(node) {
-                answer.push((*asker, *change));
-            }
-        }
-        for (asker, change) in answer {
-            self.answer_probe(asker, change);
-        }
-    }
-
-    pub(super) fn drop_old_probes(&mut self, now: Now) {
-        self.changes.probes.retain(|_, probe| {
-            let since = *probe.since.get_or_insert(now.mono);
-            now.mono.since(since) <= PROBE_AGE_MAX
-        });
-    }
-
-    pub(super) fn on_probed(&mut self, from: NodeId, id: u64, is_empty: bool, reached_by: &[NodeId]) {
-        let Some(change) = self.changes.running.as_mut().filter(|change| change.id == id) else {
+    pub(super) fn on_probed(
+        &mut self,
+        from: NodeId,
+        id: u64,
+        is_empty: bool,
+        reached_by: &[NodeId],
+    ) {
+        let Some(change) = self
+            .changes
+            .running
+            .as_mut()
+            .filter(|change| change.id == id)
+        else {
             return;
         };
         let Step::Probing { empty, reached } = &mut change.step else {
@@ -331,7 +288,10 @@ impl Cluster {
             return;
         }
         empty.insert(from);
-        for joiner in reached_by.iter().filter(|joiner| change.joiners.contains_key(joiner)) {
+        for joiner in reached_by
+            .iter()
+            .filter(|joiner| change.joiners.contains_key(joiner))
+        {
             reached.entry(*joiner).or_default().insert(from);
         }
     }
@@ -357,14 +317,25 @@ impl Cluster {
                 .map(|joiner| {
                     let address = joiner.peer.clone();
                     let (reached, members) = (count(&joiner.id) as u32, members as u32);
-                    (joiner.id, JoinRefusal::Unreachable { address, reached, members })
+                    (
+                        joiner.id,
+                        JoinRefusal::Unreachable {
+                            address,
+                            reached,
+                            members,
+                        },
+                    )
                 })
                 .collect();
-            change.joiners.retain(|joiner, _| lost.iter().all(|(id, _)| id != joiner));
+            change
+                .joiners
+                .retain(|joiner, _| lost.iter().all(|(id, _)| id != joiner));
             if change.joiners.is_empty() {
                 self.changes.running = None;
             } else {
-                change.step = Step::Freezing { attested: BTreeSet::new() };
+                change.step = Step::Freezing {
+                    attested: BTreeSet::new(),
+                };
                 change.deadline = now.mono.plus(FREEZE_WAIT);
                 change.resend_at = now.mono.plus(RESEND);
                 self.ask_members();
@@ -402,7 +373,10 @@ impl Cluster {
         change.step = Step::Proposing;
         let joiners = change.joiners.keys().copied().collect();
         if self.propose(Arc::new(wish), now) {
-            self.event(ClusterEvent::Change { joiners, outcome: ChangeOutcome::Proposed });
+            self.event(ClusterEvent::Change {
+                joiners,
+                outcome: ChangeOutcome::Proposed,
+            });
         } else {
             self.end_change(ChangeOutcome::Postponed, None);
         }
@@ -412,27 +386,42 @@ impl Cluster {
     pub(super) fn change_unknown(&mut self) {
         if let Some(change) = &self.changes.running {
             let joiners = change.joiners.keys().copied().collect();
-            self.event(ClusterEvent::Change { joiners, outcome: ChangeOutcome::Unknown });
+            self.event(ClusterEvent::Change {
+                joiners,
+                outcome: ChangeOutcome::Unknown,
+            });
         }
     }
 
     /// A config was decided: a change that followed an older one is over.
     pub(super) fn change_decided(&mut self, config: &Config, now: Now) {
-        let Some(change) = self.changes.running.take_if(|c| c.base.version < config.version) else {
+        let Some(change) = self
+            .changes
+            .running
+            .take_if(|c| c.base.version < config.version)
+        else {
             return;
         };
-        let (taken, left): (Vec<NodeId>, Vec<NodeId>) =
-            change.joiners.into_keys().partition(|joiner| config.is_current(*joiner));
+        let (taken, left): (Vec<NodeId>, Vec<NodeId>) = change
+            .joiners
+            .into_keys()
+            .partition(|joiner| config.is_current(*joiner));
         for joiner in &left {
             self.send(*joiner, ClusterMessage::JoinBusy);
         }
         if !taken.is_empty() {
             let outcome = ChangeOutcome::Committed;
-            self.event(ClusterEvent::Change { joiners: taken, outcome });
+            self.event(ClusterEvent::Change {
+                joiners: taken,
+                outcome,
+            });
         }
         if !left.is_empty() {
             let outcome = ChangeOutcome::Postponed;
-            self.event(ClusterEvent::Change { joiners: left, outcome });
+            self.event(ClusterEvent::Change {
+                joiners: left,
+                outcome,
+            });
         }
         let froze = !matches!(change.step, Step::Probing { .. });
         if froze && config.ring_version == change.base.ring_version {
@@ -455,7 +444,11 @@ impl Cluster {
     }
 
     pub(super) fn tick_changes(&mut self, now: Now) {
-        if self.changes.gather_until.is_some_and(|until| until <= now.mono) {
+        if self
+            .changes
+            .gather_until
+            .is_some_and(|until| until <= now.mono)
+        {
             self.changes.gather_until = None;
             self.begin_change(now);
         }

@@ -50,7 +50,10 @@ enum Applying {
 impl Configs {
     pub(super) fn new(decided: Vec<Arc<Config>>, applied: ConfigVersion) -> Self {
         Self {
-            kept: decided.into_iter().map(|config| (config.version, config)).collect(),
+            kept: decided
+                .into_iter()
+                .map(|config| (config.version, config))
+                .collect(),
             applied,
             applying: Applying::Idle,
             storing: false,
@@ -67,7 +70,8 @@ impl Configs {
     }
 
     pub(super) fn latest_version(&self) -> ConfigVersion {
-        self.latest().map_or(ConfigVersion(0), |config| config.version)
+        self.latest()
+            .map_or(ConfigVersion(0), |config| config.version)
     }
 
     pub(super) fn applied(&self) -> ConfigVersion {
@@ -115,7 +119,10 @@ impl Cluster {
             return;
         };
         self.configs.storing = true;
-        let put = Write::StatePut { key: StateKey::Decided(config.version), value };
+        let put = Write::StatePut {
+            key: StateKey::Decided(config.version),
+            value,
+        };
         self.commit(vec![put], After::Base(config));
     }
 
@@ -124,7 +131,7 @@ impl Cluster {
         self.configs.kept.insert(config.version, config);
         self.sync_peers();
         self.begin_start_check(now);
-        self.apply_next(now);
+        self.apply_next();
     }
 
     /// Somebody knows of that version.
@@ -146,7 +153,10 @@ impl Cluster {
         let mut configs = Vec::new();
         let mut bytes = 0;
         // Without the versions right after `after` the others are of no use to the asker.
-        let wanted = kept.range(first..).take(CONFIGS_MAX).filter(|_| first >= oldest);
+        let wanted = kept
+            .range(first..)
+            .take(CONFIGS_MAX)
+            .filter(|_| first >= oldest);
         for (_, config) in wanted {
             let Ok(encoded) = wire::encode_config(config) else {
                 break;
@@ -157,7 +167,14 @@ impl Cluster {
             }
             configs.push(Blob(encoded));
         }
-        self.send(from, ClusterMessage::Configs { oldest, latest, configs });
+        self.send(
+            from,
+            ClusterMessage::Configs {
+                oldest,
+                latest,
+                configs,
+            },
+        );
     }
 
     pub(super) fn on_configs(
@@ -174,7 +191,11 @@ impl Cluster {
         let have = self.configs.latest_version();
         self.configs.fetching = None;
         if have.0 > 0 && oldest.0 > have.0 + 1 {
-            self.event(ClusterEvent::FarBehind { peer: from, have, oldest });
+            self.event(ClusterEvent::FarBehind {
+                peer: from,
+                have,
+                oldest,
+            });
             self.configs.hint = None;
             return;
         }
@@ -218,7 +239,10 @@ impl Cluster {
         let version = config.version;
         if version > latest.version {
             if version.0 <= latest.version.0 + CONFIGS_MAX as u64 {
-                self.configs.incoming.entry(version).or_insert_with(|| Arc::new(config));
+                self.configs
+                    .incoming
+                    .entry(version)
+                    .or_insert_with(|| Arc::new(config));
             }
             if version.0 > latest.version.0 + 1 {
                 self.news(from, version);
@@ -235,11 +259,20 @@ impl Cluster {
         if self.configs.storing {
             return;
         }
-        self.configs.incoming = self.configs.incoming.split_off(&ConfigVersion(latest.version.0 + 1));
-        let Some(next) = self.configs.incoming.remove(&ConfigVersion(latest.version.0 + 1)) else {
+        self.configs.incoming = self
+            .configs
+            .incoming
+            .split_off(&ConfigVersion(latest.version.0 + 1));
+        let Some(next) = self
+            .configs
+            .incoming
+            .remove(&ConfigVersion(latest.version.0 + 1))
+        else {
             return;
         };
-        let encoded = wire::encode_config(&next).ok().filter(|_| agree::may_follow(&latest, &next));
+        let encoded = wire::encode_config(&next)
+            .ok()
+            .filter(|_| agree::may_follow(&latest, &next));
         let Some(value) = encoded else {
             self.event(ClusterEvent::BadConfig { peer: from });
             return;
@@ -247,21 +280,30 @@ impl Cluster {
         self.configs.storing = true;
         let version = next.version;
         let mut writes = vec![
-            Write::StatePut { key: StateKey::Decided(version), value },
+            Write::StatePut {
+                key: StateKey::Decided(version),
+                value,
+            },
             // What was voted is of no use once it is known what was decided. (The version before: a vote
             // may have been on its way to disk when its own deletion was.)
-            Write::StateDelete { key: StateKey::Acceptor(version) },
-            Write::StateDelete { key: StateKey::Acceptor(latest.version) },
+            Write::StateDelete {
+                key: StateKey::Acceptor(version),
+            },
+            Write::StateDelete {
+                key: StateKey::Acceptor(latest.version),
+            },
         ];
         if let Some(old) = version.0.checked_sub(HISTORY_MAX)
             && ConfigVersion(old) < self.configs.applied
         {
-            writes.push(Write::StateDelete { key: StateKey::Decided(ConfigVersion(old)) });
+            writes.push(Write::StateDelete {
+                key: StateKey::Decided(ConfigVersion(old)),
+            });
         }
         self.commit(writes, After::Decided(next));
     }
 
-    pub(super) fn on_decided(&mut self, config: Arc<Config>, now: Now) {
+    pub(super) fn on_decided(&mut self, config: &Arc<Config>, now: Now) {
         let version = config.version;
         self.configs.storing = false;
         if let Some(old) = version.0.checked_sub(HISTORY_MAX)
@@ -269,7 +311,7 @@ impl Cluster {
         {
             self.configs.kept.remove(&ConfigVersion(old));
         }
-        self.configs.kept.insert(version, Arc::clone(&config));
+        self.configs.kept.insert(version, Arc::clone(config));
         if self.configs.hint.is_some_and(|(_, known)| known <= version) {
             self.configs.hint = None;
         }
@@ -284,13 +326,13 @@ impl Cluster {
         }
         self.sync_peers();
         self.votes_decided(version);
-        self.change_decided(&config, now);
+        self.change_decided(config, now);
         self.store_next(self.node);
-        self.apply_next(now);
+        self.apply_next();
     }
 
     /// Hands the version after the applied one to the shell.
-    pub(super) fn apply_next(&mut self, now: Now) {
+    pub(super) fn apply_next(&mut self) {
         if !matches!(self.configs.applying, Applying::Idle) {
             return;
         }
@@ -302,7 +344,10 @@ impl Cluster {
         let Some(next) = next.cloned() else {
             return;
         };
-        let before = self.configs.applied_config().map(|config| config.ring_version);
+        let before = self
+            .configs
+            .applied_config()
+            .map(|config| config.ring_version);
         self.out.push_back(ClusterOutput::Apply(Arc::clone(&next)));
         if before == Some(next.ring_version) {
             self.store_applied(next);
@@ -310,8 +355,6 @@ impl Cluster {
         }
         self.thaw_below(next.ring_version);
         self.configs.applying = Applying::Draining(next);
-        // Every config is followed up at the next ping: nothing else waits for the drain.
-        let _ = now;
     }
 
     pub(super) fn on_drained(&mut self, ring: RingVersion) {
@@ -325,10 +368,14 @@ impl Cluster {
         self.configs.applying = Applying::Storing;
         let mut writes = vec![put_number(StateKey::Applied, config.version.0)];
         if self.freeze.ring().is_none() {
-            writes.push(Write::StateDelete { key: StateKey::Frozen });
+            writes.push(Write::StateDelete {
+                key: StateKey::Frozen,
+            });
         }
         for peer in self.peers.take_forgotten() {
-            writes.push(Write::StateDelete { key: StateKey::PeerBound(peer) });
+            writes.push(Write::StateDelete {
+                key: StateKey::PeerBound(peer),
+            });
         }
         self.commit(writes, After::Applied(config));
     }
@@ -343,7 +390,7 @@ impl Cluster {
         });
         self.note_removal();
         self.serve_if_ready(now);
-        self.apply_next(now);
+        self.apply_next();
     }
 
     /// A node that an applied config does not name stops serving.
@@ -379,7 +426,11 @@ impl Cluster {
             return;
         }
         self.configs.fetch_due = false;
-        let busy = self.configs.storing || self.configs.incoming.contains_key(&ConfigVersion(have.0 + 1));
+        let busy = self.configs.storing
+            || self
+                .configs
+                .incoming
+                .contains_key(&ConfigVersion(have.0 + 1));
         if busy {
             return;
         }

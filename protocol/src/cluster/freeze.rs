@@ -53,7 +53,12 @@ impl Cluster {
     pub(super) fn resume_freeze(&mut self, ring: RingVersion, now: Now) {
         let thaw_at = self.jitter(now, THAW_AFTER.0, THAW_AFTER.1);
         let askers = BTreeSet::new();
-        self.freeze = Freeze(Some(Frost { ring, step: Step::Closing, askers, thaw_at }));
+        self.freeze = Freeze(Some(Frost {
+            ring,
+            step: Step::Closing,
+            askers,
+            thaw_at,
+        }));
         self.out.push_back(ClusterOutput::Freeze(ring));
     }
 
@@ -61,7 +66,10 @@ impl Cluster {
         let Some(latest) = self.acting() else {
             return;
         };
-        let applied = self.configs.applied_config().map(|config| config.ring_version);
+        let applied = self
+            .configs
+            .applied_config()
+            .map(|config| config.ring_version);
         if !latest.is_current(from) || latest.ring_version != ring || applied != Some(ring) {
             return;
         }
@@ -78,8 +86,16 @@ impl Cluster {
         }
         let thaw_at = self.jitter(now, THAW_AFTER.0, THAW_AFTER.1);
         let askers = BTreeSet::from([from]);
-        self.freeze = Freeze(Some(Frost { ring, step: Step::Storing, askers, thaw_at }));
-        self.commit(vec![put_number(StateKey::Frozen, ring.0)], After::Frozen(ring));
+        self.freeze = Freeze(Some(Frost {
+            ring,
+            step: Step::Storing,
+            askers,
+            thaw_at,
+        }));
+        self.commit(
+            vec![put_number(StateKey::Frozen, ring.0)],
+            After::Frozen(ring),
+        );
     }
 
     pub(super) fn on_freeze_stored(&mut self, ring: RingVersion) {
@@ -92,7 +108,13 @@ impl Cluster {
     }
 
     pub(super) fn on_shards_frozen(&mut self, ring: RingVersion) {
-        if !matches!(self.frost(ring), Some(Frost { step: Step::Closing, .. })) {
+        if !matches!(
+            self.frost(ring),
+            Some(Frost {
+                step: Step::Closing,
+                ..
+            })
+        ) {
             return;
         }
         let check = self.new_check();
@@ -138,14 +160,23 @@ impl Cluster {
     }
 
     pub(super) fn tick_freeze(&mut self, now: Now) {
-        let Some(ring) = self.freeze.0.as_ref().filter(|f| f.thaw_at <= now.mono).map(|f| f.ring) else {
+        let Some(ring) = self
+            .freeze
+            .0
+            .as_ref()
+            .filter(|f| f.thaw_at <= now.mono)
+            .map(|f| f.ring)
+        else {
             return;
         };
         let next = self.jitter(now, THAW_AFTER.0, THAW_AFTER.1);
         if let Some(frost) = &mut self.freeze.0 {
             frost.thaw_at = next;
         }
-        let still = self.configs.latest().is_some_and(|config| config.ring_version == ring);
+        let still = self
+            .configs
+            .latest()
+            .is_some_and(|config| config.ring_version == ring);
         if still && !self.votes.is_proposing() {
             self.propose_thaw(now);
         }

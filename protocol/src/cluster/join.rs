@@ -98,7 +98,10 @@ impl Cluster {
         if let Some(seen) = &joiner.seen
             && seen.cluster != config.cluster
         {
-            let refusal = JoinRefusal::OtherCluster { theirs: config.cluster, ours: seen.cluster };
+            let refusal = JoinRefusal::OtherCluster {
+                theirs: config.cluster,
+                ours: seen.cluster,
+            };
             self.on_join_refused(refusal, now);
             return;
         }
@@ -111,7 +114,15 @@ impl Cluster {
         }
         let member = self.member.clone();
         let protocol = CLUSTER_PROTOCOL;
-        self.send(from, ClusterMessage::Join { protocol, version, cluster, member });
+        self.send(
+            from,
+            ClusterMessage::Join {
+                protocol,
+                version,
+                cluster,
+                member,
+            },
+        );
     }
 
     /// A decided config that names this joiner makes it a member.

@@ -48,7 +48,14 @@ struct Peer {
 impl Peers {
     pub(super) fn new(bounds: Vec<(NodeId, Hlc)>, now: Mono) -> Self {
         let known = bounds.into_iter().map(|(node, bound)| {
-            (node, Peer { bound, bound_durable: bound, ..Peer::default() })
+            (
+                node,
+                Peer {
+                    bound,
+                    bound_durable: bound,
+                    ..Peer::default()
+                },
+            )
         });
         Self {
             known: known.collect(),
@@ -73,7 +80,9 @@ impl Peers {
     }
 
     pub(super) fn was_heard(&self, peer: NodeId) -> bool {
-        self.known.get(&peer).is_some_and(|peer| peer.heard.is_some())
+        self.known
+            .get(&peer)
+            .is_some_and(|peer| peer.heard.is_some())
     }
 
     pub(super) fn clock_trusted(&self) -> bool {
@@ -104,8 +113,12 @@ impl Peers {
 
     /// A peer that has decided versions above `have`; which of them, `pick` says.
     pub(super) fn ahead_of(&self, have: ConfigVersion, pick: u64) -> Option<NodeId> {
-        let ahead: Vec<NodeId> =
-            self.known.iter().filter(|(_, peer)| peer.decided > have).map(|(node, _)| *node).collect();
+        let ahead: Vec<NodeId> = self
+            .known
+            .iter()
+            .filter(|(_, peer)| peer.decided > have)
+            .map(|(node, _)| *node)
+            .collect();
         let count = ahead.len().max(1) as u64;
         ahead.get((pick % count) as usize).copied()
     }
@@ -117,10 +130,17 @@ impl Cluster {
         let Some(latest) = self.configs.latest() else {
             return;
         };
-        let members: BTreeSet<NodeId> =
-            latest.all_members().map(|member| member.id).filter(|id| *id != self.node).collect();
+        let members: BTreeSet<NodeId> = latest
+            .all_members()
+            .map(|member| member.id)
+            .filter(|id| *id != self.node)
+            .collect();
         let peers = &mut self.peers;
-        let gone = peers.known.keys().filter(|id| !members.contains(id)).copied();
+        let gone = peers
+            .known
+            .keys()
+            .filter(|id| !members.contains(id))
+            .copied();
         peers.forgotten.extend(gone);
         peers.known.retain(|id, _| members.contains(id));
         peers.clocks.retain(|id| members.contains(&id));
@@ -154,7 +174,14 @@ impl Cluster {
         }
         self.take_standing(from, standing);
         let standing = self.standing();
-        self.send(from, ClusterMessage::Pong { seq, wall: now.wall.0, standing });
+        self.send(
+            from,
+            ClusterMessage::Pong {
+                seq,
+                wall: now.wall.0,
+                standing,
+            },
+        );
     }
 
     pub(super) fn on_pong(
@@ -177,7 +204,11 @@ impl Cluster {
         self.peers.clocks.record(from, Wall(wall), sent, now);
         if let Some(offset_us) = self.peers.clocks.offset(from, now) {
             let round_trip_us = now.mono.since(sent);
-            self.event(ClusterEvent::PeerClock { peer: from, offset_us, round_trip_us });
+            self.event(ClusterEvent::PeerClock {
+                peer: from,
+                offset_us,
+                round_trip_us,
+            });
         }
         self.judge_clock(now);
     }
@@ -205,7 +236,11 @@ impl Cluster {
     }
 
     pub(super) fn on_foreign(&mut self, from: NodeId, cluster: ClusterId) {
-        if self.configs.latest().is_some_and(|config| config.cluster != cluster) {
+        if self
+            .configs
+            .latest()
+            .is_some_and(|config| config.cluster != cluster)
+        {
             self.report_foreign(from, cluster);
         }
     }
@@ -217,7 +252,10 @@ impl Cluster {
     }
 
     fn judge_clock(&mut self, now: Now) {
-        let verdict = self.peers.clocks.judge(self.peers.known.keys().copied(), now);
+        let verdict = self
+            .peers
+            .clocks
+            .judge(self.peers.known.keys().copied(), now);
         let ClockVerdict::Drift(drift_us) = verdict else {
             return;
         };
@@ -259,12 +297,17 @@ impl Cluster {
             .filter(|(_, peer)| risen(peer))
             .map(|(node, peer)| (*node, peer.bound))
             .collect();
-        let pending = self.commits.values().any(|after| matches!(after, After::PeerBounds(_)));
+        let pending = self
+            .commits
+            .values()
+            .any(|after| matches!(after, After::PeerBounds(_)));
         if bounds.is_empty() || pending {
             return;
         }
-        let writes: Vec<Write> =
-            bounds.iter().map(|(node, bound)| put_number(StateKey::PeerBound(*node), bound.0)).collect();
+        let writes: Vec<Write> = bounds
+            .iter()
+            .map(|(node, bound)| put_number(StateKey::PeerBound(*node), bound.0))
+            .collect();
         self.commit(writes, After::PeerBounds(bounds));
     }
 }

@@ -64,7 +64,11 @@ impl Cluster {
             return;
         }
         if remembered > bound {
-            self.out.push_back(ClusterOutput::Amnesia { peer: from, remembered, own: bound });
+            self.out.push_back(ClusterOutput::Amnesia {
+                peer: from,
+                remembered,
+                own: bound,
+            });
             self.phase = Phase::Halted;
             return;
         }
@@ -73,8 +77,15 @@ impl Cluster {
     }
 
     fn others(&self) -> Vec<NodeId> {
-        let members = self.configs.latest().into_iter().flat_map(|config| config.all_members());
-        members.map(|member| member.id).filter(|id| *id != self.node).collect()
+        let members = self
+            .configs
+            .latest()
+            .into_iter()
+            .flat_map(|config| config.all_members());
+        members
+            .map(|member| member.id)
+            .filter(|id| *id != self.node)
+            .collect()
     }
 
     fn judge_start(&mut self, now: Now) {
@@ -82,8 +93,11 @@ impl Cluster {
         let Phase::Checking(check) = &mut self.phase else {
             return;
         };
-        let silent: Vec<NodeId> =
-            others.iter().filter(|id| !check.confirmed.contains(id)).copied().collect();
+        let silent: Vec<NodeId> = others
+            .iter()
+            .filter(|id| !check.confirmed.contains(id))
+            .copied()
+            .collect();
         let waited = now.mono.since(check.since);
         let nobody_is_late = || silent.iter().all(|id| !self.peers.was_heard(*id));
         let anybody = silent.len() < others.len();
@@ -115,12 +129,18 @@ impl Cluster {
         }
         check.ask_at = now.mono.plus(ASK_EVERY);
         let bound = check.bound;
-        let silent: Vec<NodeId> =
-            others.iter().filter(|id| !check.confirmed.contains(id)).copied().collect();
+        let silent: Vec<NodeId> = others
+            .iter()
+            .filter(|id| !check.confirmed.contains(id))
+            .copied()
+            .collect();
         let waits = (check.tell_at <= now.mono).then(|| {
             check.tell_at = now.mono.plus(TELL_EVERY);
             let confirmed = others.len() - silent.len();
-            ClusterEvent::StartWaits { confirmed, members: others.len() }
+            ClusterEvent::StartWaits {
+                confirmed,
+                members: others.len(),
+            }
         });
         if let Some(event) = waits {
             self.event(event);

@@ -78,11 +78,26 @@ impl Cluster {
                 let accepted = accepted.and_then(|(ballot, value)| {
                     Some((ballot, Blob(wire::encode_config(&value).ok()?)))
                 });
-                self.store_vote(from, version, ClusterMessage::Promise { version, ballot, accepted });
+                self.store_vote(
+                    from,
+                    version,
+                    ClusterMessage::Promise {
+                        version,
+                        ballot,
+                        accepted,
+                    },
+                );
             }
             Err(refused) => {
                 let promised = refused.promised;
-                self.send(from, ClusterMessage::Rejected { version, ballot, promised });
+                self.send(
+                    from,
+                    ClusterMessage::Rejected {
+                        version,
+                        ballot,
+                        promised,
+                    },
+                );
             }
         }
     }
@@ -96,7 +111,10 @@ impl Cluster {
         if !self.is_instance(from, version) {
             return;
         }
-        let fits = self.configs.latest().is_some_and(|latest| agree::may_follow(latest, &config));
+        let fits = self
+            .configs
+            .latest()
+            .is_some_and(|latest| agree::may_follow(latest, &config));
         if !fits {
             self.event(ClusterEvent::BadConfig { peer: from });
             return;
@@ -108,7 +126,14 @@ impl Cluster {
             }
             Err(refused) => {
                 let promised = refused.promised;
-                self.send(from, ClusterMessage::Rejected { version, ballot, promised });
+                self.send(
+                    from,
+                    ClusterMessage::Rejected {
+                        version,
+                        ballot,
+                        promised,
+                    },
+                );
             }
         }
     }
@@ -120,7 +145,12 @@ impl Cluster {
             return false;
         };
         if version <= latest.version {
-            if let Some(config) = self.configs.at(version).cloned().filter(|_| from != self.node) {
+            if let Some(config) = self
+                .configs
+                .at(version)
+                .cloned()
+                .filter(|_| from != self.node)
+            {
                 self.publish_to(from, &config);
             }
             return false;
@@ -136,7 +166,10 @@ impl Cluster {
         let Ok(value) = self.votes.acceptor.encode() else {
             return;
         };
-        let put = Write::StatePut { key: StateKey::Acceptor(version), value };
+        let put = Write::StatePut {
+            key: StateKey::Acceptor(version),
+            value,
+        };
         self.commit(vec![put], After::Send(to, answer));
     }
 
@@ -182,13 +215,18 @@ impl Cluster {
             proposal.retry_at = now.mono.plus(BOUND_WAIT);
             return;
         };
-        let ballot = Ballot { hlc, node: self.node };
+        let ballot = Ballot {
+            hlc,
+            node: self.node,
+        };
         let version = proposal.wish.version;
         let round = Proposer::new(ballot, &latest, Arc::clone(&proposal.wish));
         let acceptors = round.acceptors().to_vec();
         proposal.round = Some(round);
         proposal.rounds += 1;
-        proposal.retry_at = now.mono.plus(pause.saturating_mul(proposal.rounds.min(ROUND_MAX)));
+        proposal.retry_at = now
+            .mono
+            .plus(pause.saturating_mul(proposal.rounds.min(ROUND_MAX)));
         for acceptor in acceptors {
             self.send(acceptor, ClusterMessage::Prepare { version, ballot });
         }
@@ -208,7 +246,9 @@ impl Cluster {
         let told = match accepted {
             None => None,
             Some((theirs, blob)) => match wire::decode_config(&blob.0) {
-                Ok(config) if agree::may_follow(&latest, &config) => Some((theirs, Arc::new(config))),
+                Ok(config) if agree::may_follow(&latest, &config) => {
+                    Some((theirs, Arc::new(config)))
+                }
                 // A promise with a value that cannot be read must not count as one without.
                 Ok(_) | Err(_) => {
                     self.event(ClusterEvent::BadConfig { peer: from });
@@ -216,7 +256,9 @@ impl Cluster {
                 }
             },
         };
-        let verdict = self.round(version).map(|round| round.on_promise(from, ballot, told));
+        let verdict = self
+            .round(version)
+            .map(|round| round.on_promise(from, ballot, told));
         self.follow(verdict, ballot, now);
     }
 
@@ -227,13 +269,19 @@ impl Cluster {
         ballot: Ballot,
         now: Now,
     ) {
-        let verdict = self.round(version).map(|round| round.on_accepted(from, ballot));
+        let verdict = self
+            .round(version)
+            .map(|round| round.on_accepted(from, ballot));
         self.follow(verdict, ballot, now);
     }
 
     fn round(&mut self, version: ConfigVersion) -> Option<&mut Proposer> {
         let proposal = self.votes.proposal.as_mut()?;
-        if proposal.wish.version == version { proposal.round.as_mut() } else { None }
+        if proposal.wish.version == version {
+            proposal.round.as_mut()
+        } else {
+            None
+        }
     }
 
     fn follow(&mut self, verdict: Option<Verdict>, ballot: Ballot, now: Now) {
@@ -248,7 +296,10 @@ impl Cluster {
                 let mut acceptors = Vec::new();
                 if let Some(proposal) = &mut self.votes.proposal {
                     proposal.retry_at = proposal.retry_at.max(pause);
-                    acceptors = proposal.round.as_ref().map_or(acceptors, |r| r.acceptors().to_vec());
+                    acceptors = proposal
+                        .round
+                        .as_ref()
+                        .map_or(acceptors, |r| r.acceptors().to_vec());
                 }
                 for acceptor in acceptors {
                     let config = config.clone();
@@ -265,17 +316,30 @@ impl Cluster {
             return;
         };
         let before = self.configs.latest().cloned();
-        let members = before.iter().flat_map(|config| config.all_members()).chain(value.all_members());
+        let members = before
+            .iter()
+            .flat_map(|config| config.all_members())
+            .chain(value.all_members());
         let everybody: BTreeSet<NodeId> = members.map(|member| member.id).collect();
         for member in everybody {
-            self.send(member, ClusterMessage::Learn { config: Blob(config.clone()) });
+            self.send(
+                member,
+                ClusterMessage::Learn {
+                    config: Blob(config.clone()),
+                },
+            );
         }
     }
 
     /// Tells one node of a decided config.
     pub(super) fn publish_to(&mut self, to: NodeId, config: &Config) {
         if let Ok(config) = wire::encode_config(config) {
-            self.send(to, ClusterMessage::Learn { config: Blob(config) });
+            self.send(
+                to,
+                ClusterMessage::Learn {
+                    config: Blob(config),
+                },
+            );
         }
     }
 
@@ -286,7 +350,9 @@ impl Cluster {
         promised: Ballot,
         now: Now,
     ) {
-        let is_mine = self.round(version).is_some_and(|round| round.ballot() == ballot);
+        let is_mine = self
+            .round(version)
+            .is_some_and(|round| round.ballot() == ballot);
         if !is_mine {
             return;
         }
@@ -302,7 +368,12 @@ impl Cluster {
     pub(super) fn votes_decided(&mut self, version: ConfigVersion) {
         self.votes.acceptor = Acceptor::default();
         self.votes.drive_at = None;
-        if self.votes.proposal.as_ref().is_some_and(|proposal| proposal.wish.version <= version) {
+        if self
+            .votes
+            .proposal
+            .as_ref()
+            .is_some_and(|proposal| proposal.wish.version <= version)
+        {
             self.votes.proposal = None;
         }
     }
@@ -311,7 +382,11 @@ impl Cluster {
         if self.votes.drive_at.is_some_and(|at| at <= now.mono) {
             self.votes.drive_at = None;
             self.drive_later(now);
-            let value = self.votes.acceptor.accepted().map(|(_, value)| Arc::clone(value));
+            let value = self
+                .votes
+                .acceptor
+                .accepted()
+                .map(|(_, value)| Arc::clone(value));
             if let Some(value) = value.filter(|_| self.votes.proposal.is_none()) {
                 self.propose(value, now);
             }

@@ -1,0 +1,130 @@
+//! What a member finds out for the leader of a change (itself, or another member) before anything is
+//! frozen: whether it holds keys, and which joiners it reaches at the addresses that they give.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use torc_ring::{Member, NodeId};
+
+use super::Cluster;
+use crate::cluster_io::{CheckId, ClusterOutput};
+use crate::cluster_message::{ClusterMessage, JOINERS_MAX};
+use crate::time::{Mono, Now, SECOND};
+
+/// Probes that are worked on at once; further ones are sent again by who asks.
+const PROBES_MAX: usize = 8;
+/// A probe is forgotten after this time, in microseconds: its leader gave up before.
+const PROBE_AGE_MAX: u64 = 10 * SECOND;
+
+#[derive(Debug, Default)]
+pub(super) struct Probes {
+    /// By asker and change.
+    asked: BTreeMap<(NodeId, u64), Probe>,
+    next_check: u64,
+}
+
+#[derive(Debug)]
+struct Probe {
+    joiners: BTreeSet<NodeId>,
+    reached: BTreeSet<NodeId>,
+    check: CheckId,
+    empty: Option<bool>,
+    /// Set at the next housekeeping.
+    since: Option<Mono>,
+}
+
+impl Cluster {
+    pub(super) fn new_check(&mut self) -> CheckId {
+        self.probes.next_check += 1;
+        CheckId(self.probes.next_check)
+    }
+
+    pub(super) fn on_probe(&mut self, from: NodeId, change: u64, joiners: Vec<Member>) {
+        let Some(latest) = self.acting() else {
+            return;
+        };
+        if !latest.is_current(from) || joiners.len() > JOINERS_MAX {
+            return;
+        }
+        if let Some(probe) = self.probes.asked.get(&(from, change)) {
+            let missing: Vec<Member> = joiners
+                .into_iter()
+                .filter(|joiner| !probe.reached.contains(&joiner.id))
+                .collect();
+            self.answer_probe(from, change);
+            for joiner in missing {
+                self.out.push_back(ClusterOutput::Dial(joiner));
+            }
+            return;
+        }
+        if self.probes.asked.len() >= PROBES_MAX {
+            return;
+        }
+        let check = self.new_check();
+        let probe = Probe {
+            joiners: joiners.iter().map(|joiner| joiner.id).collect(),
+            reached: BTreeSet::new(),
+            check,
+            empty: None,
+            since: None,
+        };
+        self.probes.asked.insert((from, change), probe);
+        self.out.push_back(ClusterOutput::CheckEmpty(check));
+        for joiner in joiners {
+            self.out.push_back(ClusterOutput::Dial(joiner));
+        }
+    }
+
+    fn answer_probe(&mut self, to: NodeId, change: u64) {
+        let Some(probe) = self.probes.asked.get(&(to, change)) else {
+            return;
+        };
+        if let Some(empty) = probe.empty {
+            let reached = probe.reached.iter().copied().collect();
+            self.send(
+                to,
+                ClusterMessage::Probed {
+                    change,
+                    empty,
+                    reached,
+                },
+            );
+        }
+    }
+
+    pub(super) fn on_empty(&mut self, check: CheckId, empty: bool) {
+        if self.on_frozen_empty(check, empty) {
+            return;
+        }
+        let asked = self
+            .probes
+            .asked
+            .iter_mut()
+            .find(|(_, probe)| probe.check == check);
+        if let Some((&(asker, change), probe)) = asked {
+            probe.empty = Some(empty);
+            self.answer_probe(asker, change);
+        }
+    }
+
+    pub(super) fn on_dialled(&mut self, node: NodeId, reached: bool) {
+        if !reached {
+            return;
+        }
+        let mut answer = Vec::new();
+        for ((asker, change), probe) in &mut self.probes.asked {
+            if probe.joiners.contains(&node) && probe.reached.insert(node) {
+                answer.push((*asker, *change));
+            }
+        }
+        for (asker, change) in answer {
+            self.answer_probe(asker, change);
+        }
+    }
+
+    pub(super) fn drop_old_probes(&mut self, now: Now) {
+        self.probes.asked.retain(|_, probe| {
+            let since = *probe.since.get_or_insert(now.mono);
+            now.mono.since(since) <= PROBE_AGE_MAX
+        });
+    }
+}

@@ -1,0 +1,728 @@
+//! A small deterministic world of cluster machines: virtual time, a network that loses, doubles and
+//! reorders, disks that forget what was not committed when their node crashes. One seed, one run.
+//!
+//! It watches, at every step, what must never break: one config per version, none skipped, no ballot of
+//! two lives, no vote before it is on disk, and no write that a change of the members could lose.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use torc_protocol::agree::{Acceptor, Ballot};
+use torc_protocol::cluster::Cluster;
+use torc_protocol::cluster_io::{
+    ChangeOutcome, CheckId, ClusterEvent, ClusterInput, ClusterOutput, ClusterSettings, Persisted,
+};
+use torc_protocol::cluster_message::{ClusterMessage, JoinRefusal};
+use torc_protocol::message::{PeerBody, PeerMessage};
+use torc_protocol::rng::Rng;
+use torc_protocol::store::{Batch, CommitId, StateKey, StoreError, Write};
+use torc_protocol::time::{MS, Mono, Now, SECOND, Wall};
+use torc_protocol::wire;
+use torc_ring::config::{Secret, WEIGHT_DEFAULT};
+use torc_ring::{ClusterId, Config, ConfigVersion, Member, NodeId, RingVersion};
+
+const EPOCH: u64 = 1_700_000_000 * SECOND;
+
+/// What the world does to its nodes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Weather {
+    /// One of so many messages is lost; 0 for none.
+    pub(crate) loss: u64,
+    /// One of so many messages comes twice; 0 for none.
+    pub(crate) double: u64,
+    /// Greatest delay of a message, in microseconds.
+    pub(crate) delay: u64,
+    /// One of so many commits fails; 0 for none.
+    pub(crate) full_disk: u64,
+}
+
+impl Weather {
+    pub(crate) const CALM: Self = Self {
+        loss: 0,
+        double: 0,
+        delay: 2 * MS,
+        full_disk: 0,
+    };
+    pub(crate) const STORM: Self = Self {
+        loss: 8,
+        double: 10,
+        delay: 400 * MS,
+        full_disk: 60,
+    };
+}
+
+#[derive(Debug)]
+enum Happening {
+    Deliver {
+        to: usize,
+        from: NodeId,
+        frame: Bytes,
+    },
+    Commit {
+        to: usize,
+        life: u64,
+    },
+    Answer {
+        to: usize,
+        life: u64,
+        answer: Answer,
+    },
+    Wake {
+        to: usize,
+        life: u64,
+    },
+    Start {
+        node: usize,
+    },
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Answer {
+    Drained(RingVersion),
+    Frozen(RingVersion),
+    Empty(CheckId),
+    Dialled(NodeId),
+    Contacts,
+}
+
+/// How a node was started.
+#[derive(Clone, Debug)]
+pub(crate) enum Flags {
+    Bootstrap,
+    Join(Vec<usize>),
+}
+
+pub(crate) struct Node {
+    pub(crate) id: NodeId,
+    pub(crate) name: String,
+    pub(crate) flags: Flags,
+    pub(crate) disk: BTreeMap<StateKey, Bytes>,
+    pub(crate) machine: Option<Cluster>,
+    life: u64,
+    commits: VecDeque<(CommitId, Batch)>,
+    wake: Option<Mono>,
+    /// The shards' state in this life.
+    ring: Option<RingVersion>,
+    frozen: Option<RingVersion>,
+    pub(crate) serves: bool,
+    /// Handed out last in this life.
+    applied: Option<ConfigVersion>,
+    /// Whether keys are stored.
+    pub(crate) keys: bool,
+    pub(crate) clock_ahead: i64,
+    pub(crate) trusted: bool,
+    pub(crate) refused: Option<JoinRefusal>,
+    pub(crate) amnesia: bool,
+    pub(crate) removed: bool,
+    pub(crate) events: Vec<ClusterEvent>,
+    /// Nobody reaches it at the address that it gives.
+    pub(crate) wrong_address: bool,
+}
+
+pub(crate) struct World {
+    pub(crate) now: u64,
+    pub(crate) weather: Weather,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) decided: BTreeMap<ConfigVersion, Arc<Config>>,
+    pub(crate) cut: BTreeSet<(NodeId, NodeId)>,
+    rng: Rng,
+    queue: BTreeMap<(u64, u64), Happening>,
+    next: u64,
+    ballots: BTreeMap<Ballot, (usize, u64)>,
+    pub(crate) freezes: u64,
+}
+
+pub(crate) fn member(index: usize) -> Member {
+    Member {
+        id: NodeId(100 + index as u64),
+        name: format!("node-{index}"),
+        zone: String::new(),
+        weight: WEIGHT_DEFAULT,
+        peer: format!("127.0.0.1:{}", 7000 + index),
+        http: format!("127.0.0.1:{}", 8000 + index),
+    }
+}
+
+impl World {
+    pub(crate) fn new(seed: u64, weather: Weather) -> Self {
+        Self {
+            now: SECOND,
+            weather,
+            nodes: Vec::new(),
+            decided: BTreeMap::new(),
+            cut: BTreeSet::new(),
+            rng: Rng::new(seed),
+            queue: BTreeMap::new(),
+            next: 0,
+            ballots: BTreeMap::new(),
+            freezes: 0,
+        }
+    }
+
+    /// Adds a node that starts after `delay` microseconds; answers its index.
+    pub(crate) fn add(&mut self, flags: Flags, delay: u64) -> usize {
+        let index = self.nodes.len();
+        let own = member(index);
+        self.nodes.push(Node {
+            id: own.id,
+            name: own.name,
+            flags,
+            disk: BTreeMap::new(),
+            machine: None,
+            life: 0,
+            commits: VecDeque::new(),
+            wake: None,
+            ring: None,
+            frozen: None,
+            serves: false,
+            applied: None,
+            keys: false,
+            clock_ahead: 0,
+            trusted: true,
+            refused: None,
+            amnesia: false,
+            removed: false,
+            events: Vec::new(),
+            wrong_address: false,
+        });
+        self.after(delay, Happening::Start { node: index });
+        index
+    }
+
+    pub(crate) fn rng(&mut self) -> &mut Rng {
+        &mut self.rng
+    }
+
+    fn after(&mut self, delay: u64, what: Happening) {
+        self.next += 1;
+        self.queue.insert((self.now + delay, self.next), what);
+    }
+
+    fn one_in(&mut self, n: u64) -> bool {
+        n > 0 && self.rng.between(0, n) == 0
+    }
+
+    fn index(&self, id: NodeId) -> Option<usize> {
+        self.nodes.iter().position(|node| node.id == id)
+    }
+
+    fn time(&self, node: usize) -> Now {
+        let wall = (EPOCH + self.now).saturating_add_signed(self.nodes[node].clock_ahead);
+        Now {
+            mono: Mono(self.now),
+            wall: Wall(wall),
+        }
+    }
+
+    pub(crate) fn start(&mut self, index: usize) {
+        let now = self.time(index);
+        let mut own = member(index);
+        own.id = self.nodes[index].id;
+        own.name.clone_from(&self.nodes[index].name);
+        let seed = self.rng.next_u64();
+        let node = &mut self.nodes[index];
+        if node.machine.is_some() || node.refused.as_ref().is_some_and(JoinRefusal::is_final) {
+            return;
+        }
+        node.life += 1;
+        node.wake = None;
+        let state = node.disk.iter().map(|(key, value)| (*key, value.clone()));
+        let persisted = Persisted::read(own, state).expect("what the node wrote can be read");
+        let is_used = !persisted.decided.is_empty();
+        let mut machine = Cluster::new(persisted, ClusterSettings::new(seed), now);
+        let flags = node.flags.clone();
+        let life = node.life;
+        if matches!(flags, Flags::Bootstrap) && !is_used {
+            let secret = Secret([7; 32]);
+            let cluster = ClusterId(1 + index as u64);
+            machine.handle(
+                now,
+                ClusterInput::Bootstrap {
+                    cluster,
+                    seed: 7,
+                    secret,
+                    partition_bits: 4,
+                },
+            );
+        }
+        node.machine = Some(machine);
+        if matches!(flags, Flags::Join(_)) && !is_used {
+            let delay = self.rng.between(0, 50 * MS);
+            self.after(
+                delay,
+                Happening::Answer {
+                    to: index,
+                    life,
+                    answer: Answer::Contacts,
+                },
+            );
+        }
+        self.drain(index);
+    }
+
+    /// The node dies at once: of the commits under way a prefix is on disk.
+    pub(crate) fn crash(&mut self, index: usize) {
+        let kept = self
+            .rng
+            .between(0, self.nodes[index].commits.len() as u64 + 1);
+        for _ in 0..kept {
+            if let Some((_, batch)) = self.nodes[index].commits.pop_front() {
+                self.write(index, batch);
+            }
+        }
+        let node = &mut self.nodes[index];
+        node.commits.clear();
+        node.machine = None;
+        node.serves = false;
+        node.ring = None;
+        node.applied = None;
+        node.frozen = None;
+        node.trusted = true;
+        node.life += 1;
+    }
+
+    pub(crate) fn start_later(&mut self, index: usize, delay: u64) {
+        self.after(delay, Happening::Start { node: index });
+    }
+
+    pub(crate) fn input(&mut self, index: usize, input: ClusterInput) {
+        let now = self.time(index);
+        if let Some(machine) = &mut self.nodes[index].machine {
+            machine.handle(now, input);
+            self.drain(index);
+        }
+    }
+
+    /// Lets time pass until nothing is due before `until`.
+    pub(crate) fn run_until(&mut self, until: u64) {
+        while let Some((&(at, number), _)) = self.queue.iter().next() {
+            if at > until {
+                break;
+            }
+            self.now = self.now.max(at);
+            if let Some(what) = self.queue.remove(&(at, number)) {
+                self.happen(what);
+            }
+        }
+        self.now = until;
+    }
+
+    pub(crate) fn run(&mut self, us: u64) {
+        self.run_until(self.now + us);
+    }
+
+    /// Lets time pass until `condition` holds, at most `us` microseconds; answers whether it does.
+    pub(crate) fn run_till(&mut self, us: u64, condition: impl Fn(&Self) -> bool) -> bool {
+        let until = self.now + us;
+        while self.now < until {
+            if condition(self) {
+                return true;
+            }
+            self.run(50 * MS);
+        }
+        condition(self)
+    }
+
+    fn happen(&mut self, what: Happening) {
+        match what {
+            Happening::Start { node } => self.start(node),
+            Happening::Deliver { to, from, frame } => {
+                let message = wire::decode(&frame).expect("what was encoded decodes");
+                let PeerBody::Cluster(body) = message.body else {
+                    panic!("the cluster machine sends nothing else");
+                };
+                self.input(
+                    to,
+                    ClusterInput::Peer {
+                        from,
+                        hlc: message.hlc,
+                        message: body,
+                    },
+                );
+            }
+            Happening::Commit { to, life } if self.nodes[to].life == life => self.finish_commit(to),
+            Happening::Answer { to, life, answer } if self.nodes[to].life == life => {
+                self.answer(to, answer);
+            }
+            Happening::Wake { to, life } if self.nodes[to].life == life => {
+                self.nodes[to].wake = None;
+                self.input(to, ClusterInput::Tick);
+            }
+            Happening::Commit { .. } | Happening::Answer { .. } | Happening::Wake { .. } => {}
+        }
+    }
+
+    fn finish_commit(&mut self, index: usize) {
+        let Some((id, batch)) = self.nodes[index].commits.pop_front() else {
+            return;
+        };
+        if self.one_in(self.weather.full_disk) {
+            self.input(index, ClusterInput::Committed(id, Err(StoreError::Full)));
+            return;
+        }
+        self.write(index, batch);
+        self.input(index, ClusterInput::Committed(id, Ok(())));
+    }
+
+    fn write(&mut self, index: usize, batch: Batch) {
+        for write in batch.writes {
+            match write {
+                Write::StatePut { key, value } => {
+                    if let StateKey::Decided(version) = key {
+                        self.check_decided(version, &value);
+                    }
+                    self.nodes[index].disk.insert(key, value);
+                }
+                Write::StateDelete { key } => {
+                    self.nodes[index].disk.remove(&key);
+                }
+                other => panic!("the cluster machine does not write {other:?}"),
+            }
+        }
+    }
+
+    fn check_decided(&mut self, version: ConfigVersion, value: &[u8]) {
+        let config = Arc::new(wire::decode_config(value).expect("valid"));
+        assert_eq!(config.version, version);
+        if config.cluster != ClusterId(1) {
+            return;
+        }
+        if let Some(known) = self.decided.get(&version) {
+            assert_eq!(**known, *config, "two configs were decided for {version:?}");
+            return;
+        }
+        if let Some(before) = self.decided.get(&ConfigVersion(version.0 - 1))
+            && before.current != config.current
+        {
+            for member in &before.current {
+                let node = &self.nodes[self.index(member.id).expect("known")];
+                assert!(
+                    !node.keys,
+                    "{} holds keys, and the members changed",
+                    node.name
+                );
+            }
+        }
+        self.decided.insert(version, config);
+    }
+
+    fn answer(&mut self, to: usize, answer: Answer) {
+        let input = match answer {
+            Answer::Drained(ring) => ClusterInput::Drained(ring),
+            Answer::Frozen(ring) => ClusterInput::Frozen(ring),
+            Answer::Empty(check) => ClusterInput::Empty(check, !self.nodes[to].keys),
+            Answer::Dialled(id) => {
+                let reached = self.index(id).is_some_and(|at| {
+                    self.nodes[at].machine.is_some() && !self.nodes[at].wrong_address
+                });
+                ClusterInput::Dialled(id, reached)
+            }
+            Answer::Contacts => {
+                let Flags::Join(contacts) = &self.nodes[to].flags else {
+                    return;
+                };
+                ClusterInput::Contacts(contacts.iter().map(|at| self.nodes[*at].id).collect())
+            }
+        };
+        self.input(to, input);
+    }
+
+    /// Does what the machine wants, and sees to it that it is woken in time.
+    fn drain(&mut self, index: usize) {
+        while let Some(output) = self.nodes[index]
+            .machine
+            .as_mut()
+            .and_then(Cluster::next_output)
+        {
+            self.carry_out(index, output);
+        }
+        let life = self.nodes[index].life;
+        let deadline = self.nodes[index]
+            .machine
+            .as_ref()
+            .and_then(Cluster::next_deadline);
+        let Some(at) = deadline else {
+            return;
+        };
+        assert!(
+            at.0 > self.now,
+            "a timer that is due was not run: the shell would spin"
+        );
+        if self.nodes[index].wake.is_none_or(|wake| at < wake) {
+            self.nodes[index].wake = Some(at);
+            self.after(at.0 - self.now, Happening::Wake { to: index, life });
+        }
+    }
+
+    fn carry_out(&mut self, index: usize, output: ClusterOutput) {
+        let life = self.nodes[index].life;
+        let node = &mut self.nodes[index];
+        match output {
+            ClusterOutput::Send(to, message) => self.carry(index, to, &message),
+            ClusterOutput::Commit(id, batch) => {
+                node.commits.push_back((id, batch));
+                let delay = self.rng.between(MS, 8 * MS);
+                self.after(delay, Happening::Commit { to: index, life });
+            }
+            ClusterOutput::Apply(config) => self.apply(index, &config),
+            ClusterOutput::Freeze(ring) => {
+                assert_eq!(node.ring, Some(ring), "frozen at the ring that is applied");
+                assert!(node.disk.contains_key(&StateKey::Frozen), "durable first");
+                node.frozen = Some(ring);
+                self.freezes += 1;
+                let delay = self.rng.between(0, 5 * MS);
+                self.after(
+                    delay,
+                    Happening::Answer {
+                        to: index,
+                        life,
+                        answer: Answer::Frozen(ring),
+                    },
+                );
+            }
+            ClusterOutput::CheckEmpty(check) => {
+                let delay = self.rng.between(0, 5 * MS);
+                self.after(
+                    delay,
+                    Happening::Answer {
+                        to: index,
+                        life,
+                        answer: Answer::Empty(check),
+                    },
+                );
+            }
+            ClusterOutput::Dial(member) => {
+                let delay = self.rng.between(MS, 20 * MS);
+                let answer = Answer::Dialled(member.id);
+                self.after(
+                    delay,
+                    Happening::Answer {
+                        to: index,
+                        life,
+                        answer,
+                    },
+                );
+            }
+            ClusterOutput::Serve => {
+                assert!(!node.serves && node.ring.is_some(), "once, and with a ring");
+                node.serves = true;
+            }
+            ClusterOutput::ClockTrusted(trusted) => node.trusted = trusted,
+            ClusterOutput::JoinRefused(refusal) => {
+                let is_final = refusal.is_final();
+                node.refused = Some(refusal);
+                if is_final {
+                    self.crash(index);
+                }
+            }
+            ClusterOutput::BootstrapRefused(_) => self.crash(index),
+            ClusterOutput::Amnesia { .. } => {
+                node.amnesia = true;
+                self.crash(index);
+            }
+            ClusterOutput::Removed(_) => node.removed = true,
+            ClusterOutput::Event(event) => node.events.push(event),
+        }
+    }
+
+    fn apply(&mut self, index: usize, config: &Config) {
+        let life = self.nodes[index].life;
+        let node = &mut self.nodes[index];
+        assert!(
+            node.disk.contains_key(&StateKey::Decided(config.version)),
+            "decided first"
+        );
+        let stored = node.disk.get(&StateKey::Applied).map_or(0, |bytes| {
+            u64::from_be_bytes(bytes[..].try_into().expect("eight bytes"))
+        });
+        // The first one of a life is the one applied last, or a node's very first; then none is skipped.
+        let expected = node.applied.map_or(stored, |last| last.0 + 1);
+        let is_next = config.version.0 == expected || (node.applied.is_none() && stored == 0);
+        assert!(
+            is_next,
+            "{} skips from {expected} to {:?}",
+            node.name, config.version
+        );
+        node.applied = Some(config.version);
+        node.ring = Some(config.ring_version);
+        if node.frozen.is_some_and(|ring| ring < config.ring_version) {
+            node.frozen = None;
+        }
+        let ring = config.ring_version;
+        let delay = self.rng.between(0, 5 * MS);
+        self.after(
+            delay,
+            Happening::Answer {
+                to: index,
+                life,
+                answer: Answer::Drained(ring),
+            },
+        );
+    }
+
+    fn carry(&mut self, from: usize, to: NodeId, message: &PeerMessage) {
+        self.check_votes(from, message);
+        let sender = self.nodes[from].id;
+        assert_ne!(sender, to, "never to itself");
+        let mut frame = BytesMut::new();
+        wire::encode(message, &mut frame).expect("within the limit");
+        let frame = frame.freeze();
+        let Some(index) = self.index(to) else {
+            return;
+        };
+        if self.cut.contains(&(sender, to)) || self.one_in(self.weather.loss) {
+            return;
+        }
+        let copies = 1 + u64::from(self.one_in(self.weather.double));
+        for _ in 0..copies {
+            let delay = self.rng.between(MS / 10, self.weather.delay);
+            let frame = frame.clone();
+            self.after(
+                delay,
+                Happening::Deliver {
+                    to: index,
+                    from: sender,
+                    frame,
+                },
+            );
+        }
+    }
+
+    fn check_votes(&mut self, from: usize, message: &PeerMessage) {
+        let PeerBody::Cluster(body) = &message.body else {
+            return;
+        };
+        let (version, ballot, accepts) = match body {
+            ClusterMessage::Prepare { ballot, .. } => {
+                let life = (from, self.nodes[from].life);
+                let known = *self.ballots.entry(*ballot).or_insert(life);
+                assert_eq!(known, life, "a ballot is used twice");
+                assert!(self.nodes[from].serves, "proposes before it may");
+                return;
+            }
+            ClusterMessage::Promise {
+                version, ballot, ..
+            } => (*version, *ballot, false),
+            ClusterMessage::Accepted { version, ballot } => (*version, *ballot, true),
+            _ => return,
+        };
+        let node = &self.nodes[from];
+        assert!(node.serves, "votes before it may");
+        if node.disk.contains_key(&StateKey::Decided(version)) {
+            return;
+        }
+        let stored = node
+            .disk
+            .get(&StateKey::Acceptor(version))
+            .expect("the vote is on disk");
+        let mut acceptor = Acceptor::decode(stored).expect("readable");
+        if accepts {
+            assert!(
+                acceptor
+                    .accepted()
+                    .is_some_and(|(stored, _)| *stored >= ballot)
+            );
+        }
+        let below = Ballot {
+            hlc: torc_protocol::hlc::Hlc(ballot.hlc.0 - 1),
+            node: NodeId(0),
+        };
+        assert!(acceptor.prepare(below).is_err(), "the promise is on disk");
+    }
+
+    /// A client writes a key to this node's shards; answers whether they take it.
+    pub(crate) fn write_key(&mut self, index: usize) -> bool {
+        let node = &mut self.nodes[index];
+        let Some(ring) = node.ring.filter(|_| node.serves && node.machine.is_some()) else {
+            return false;
+        };
+        if node.frozen.is_some_and(|frozen| frozen >= ring) {
+            return false;
+        }
+        let newest = self.decided.values().next_back().expect("somebody serves");
+        let ring_now = newest.ring_version;
+        let name = node.name.clone();
+        node.keys = true;
+        let changed_since = self
+            .decided
+            .values()
+            .filter(|config| config.ring_version > ring && config.ring_version <= ring_now)
+            .any(|config| {
+                self.decided[&ConfigVersion(config.version.0 - 1)].current != config.current
+            });
+        assert!(
+            !changed_since,
+            "{name} takes a write at {ring:?} after the members changed"
+        );
+        true
+    }
+
+    pub(crate) fn latest(&self) -> Option<&Arc<Config>> {
+        self.decided.values().next_back()
+    }
+
+    pub(crate) fn members(&self) -> Vec<usize> {
+        let latest = self.latest().into_iter().flat_map(|config| &config.current);
+        latest.filter_map(|member| self.index(member.id)).collect()
+    }
+
+    /// Everybody who is no refused joiner serves at the newest config, and nobody is frozen.
+    pub(crate) fn is_formed(&self) -> bool {
+        let Some(latest) = self.latest() else {
+            return false;
+        };
+        self.nodes
+            .iter()
+            .filter(|node| node.refused.as_ref().is_none_or(|r| !r.is_final()))
+            .all(|node| {
+                node.machine.as_ref().is_some_and(|machine| {
+                    machine.is_serving()
+                        && machine.applied() == latest.version
+                        && machine.latest().map(|config| config.version) == Some(latest.version)
+                        && machine.frozen().is_none()
+                })
+            })
+    }
+
+    pub(crate) fn outcomes(&self, index: usize) -> Vec<ChangeOutcome> {
+        let events = self.nodes[index].events.iter();
+        events
+            .filter_map(|event| match event {
+                ClusterEvent::Change { outcome, .. } => Some(*outcome),
+                _ => None,
+            })
+            .collect()
+    }
+
+    /// A readable account of where everybody stands, for failures.
+    pub(crate) fn account(&self) -> String {
+        let newest = self
+            .latest()
+            .map(|config| (config.version, config.ring_version));
+        let mut text = format!(
+            "at {} ms, decided {newest:?}, members {:?}\n",
+            self.now / MS,
+            self.members()
+        );
+        for node in &self.nodes {
+            let machine = node.machine.as_ref();
+            let is_news = |event: &&ClusterEvent| !matches!(event, ClusterEvent::PeerClock { .. });
+            let events: Vec<_> = node.events.iter().rev().filter(is_news).take(4).collect();
+            let _ = writeln!(
+                text,
+                "  {} up={} serves={} applied={:?} latest={:?} frozen={:?} keys={} refused={:?} {events:?}",
+                node.name,
+                machine.is_some(),
+                machine.is_some_and(Cluster::is_serving),
+                machine.map(Cluster::applied),
+                machine.and_then(|machine| machine.latest().map(|config| config.version)),
+                machine.and_then(Cluster::frozen),
+                node.keys,
+                node.refused,
+            );
+        }
+        text
+    }
+}

@@ -230,8 +230,12 @@ impl Core {
         }
     }
 
-    /// Asks for the clock's next durable bound when it is time.
+    /// Asks for the clock's next durable bound when it is time. Not while the clock is off: a bound far in
+    /// the future would outlive the clock's repair, and the node could mint nothing that others accept.
     pub(crate) fn renew_bound(&mut self) {
+        if !self.clock_trusted {
+            return;
+        }
         if let Some(bound) = self.clock.renewal(self.now.wall) {
             let key = StateKey::HlcBound(self.settings.index);
             let value = Bytes::copy_from_slice(&bound.0.to_be_bytes());

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use torc_ring::{NodeId, PartitionId};
+use torc_ring::{NodeId, PartitionId, RingVersion};
 
 use crate::core::{Ask, Core, Timer};
 use crate::message::{OpId, RecordKey, Refusal, ReplyKind, RequestKind, WritePurpose};
@@ -31,7 +31,7 @@ const BACKOFF: u64 = SECOND;
 pub(crate) struct Hints {
     targets: BTreeMap<NodeId, Target>,
     commits: BTreeMap<CommitId, Pending>,
-    reads: BTreeMap<ReadId, NodeId>,
+    reads: BTreeMap<ReadId, Question>,
     flights: BTreeMap<OpId, Flight>,
     last_seq: u64,
 }
@@ -60,7 +60,23 @@ enum Delivery {
 #[derive(Debug)]
 enum Pending {
     Put { at: HintKey, weight: u64, partition: PartitionId, stand_in: Option<StandIn> },
-    Delete { at: HintKey, weight: u64 },
+    Delete { at: HintKey, weight: u64, why: Why },
+}
+
+/// Why a hint is removed; told when the disk has done it, so that each hint is counted once.
+#[derive(Clone, Copy, Debug)]
+enum Why {
+    Delivered,
+    Dropped { reason: &'static str, partition: PartitionId },
+}
+
+/// What is being read from disk for a delivery.
+#[derive(Debug)]
+struct Question {
+    target: NodeId,
+    slot: u8,
+    /// Hints of the slot when the question was put, if all of them were on disk by then.
+    settled: Option<u64>,
 }
 
 /// A coordinator that waits for this node to stand in.
@@ -73,6 +89,8 @@ pub(crate) struct StandIn {
 #[derive(Debug)]
 struct Flight {
     at: HintKey,
+    /// Under which it was sent: an ack counts only as long as it holds, because owners may change.
+    ring: RingVersion,
     weight: u64,
     /// Who must still ack it: the target, or the partition's owners when the target left.
     waiting: Vec<NodeId>,
@@ -120,6 +138,7 @@ impl Hints {
         let sync = if stand_in.is_some() { Sync::Fsync } else { Sync::Policy };
         let id = core.commit(Write::HintPut { at, hint }, sync);
         self.commits.insert(id, Pending::Put { at, weight, partition, stand_in });
+        core.event(Event::HintStored { target });
         let entry = self.targets.entry(target).or_default();
         entry.waiting += 1;
         entry.bytes += weight;
@@ -146,7 +165,14 @@ impl Hints {
                 let target = at.target;
                 core.event(Event::HintsDropped { target, count: 1, reason: "full", partition });
             }
-            (Pending::Delete { at, weight }, Ok(())) => {
+            (Pending::Delete { at, weight, why }, Ok(())) => {
+                let target = at.target;
+                core.event(match why {
+                    Why::Delivered => Event::HintDelivered { target },
+                    Why::Dropped { reason, partition } => {
+                        Event::HintsDropped { target, count: 1, reason, partition }
+                    }
+                });
                 self.forget(core, at, weight);
                 if core.serving && !core.is_frozen() {
                     self.deliver(core, at.target);
@@ -185,7 +211,8 @@ impl Hints {
         for op in late {
             self.end_flight(core, op, false);
         }
-        if !core.serving || core.is_frozen() {
+        // Without a config nobody is known to whom a hint could go.
+        if !core.serving || core.is_frozen() || core.view.is_none() {
             return;
         }
         let targets: Vec<NodeId> = self.targets.keys().copied().collect();
@@ -219,33 +246,51 @@ impl Hints {
             target.delivery = Delivery::Idle;
             return;
         }
-        let Some((&slot, _)) = target.slots.iter().next() else { return };
+        let Some((&slot, &count)) = target.slots.iter().next() else { return };
         target.delivery = Delivery::Reading;
+        let in_commit = self.commits.values().any(|pending| pending.at().target == node);
+        let settled = (!in_commit).then_some(count);
         let id = core.read(Query::Hints { target: node, slot, after: 0, limit: WINDOW });
-        self.reads.insert(id, node);
+        self.reads.insert(id, Question { target: node, slot, settled });
     }
 
     /// The disk answered; answers whether it was a question of ours.
     pub(crate) fn on_read(&mut self, core: &mut Core, id: ReadId, result: &Result<Found, StoreError>) -> bool {
-        let Some(node) = self.reads.remove(&id) else { return false };
-        match result {
-            Ok(Found::Hints(found)) => self.send(core, node, found),
-            Ok(_) | Err(_) => self.back_off(core, node),
+        let Some(question) = self.reads.remove(&id) else { return false };
+        match (result, question.settled) {
+            (Ok(Found::Hints(found)), Some(count)) if found.is_empty() => self.recount(core, &question, count),
+            (Ok(Found::Hints(found)), _) => self.send(core, question.target, found),
+            (Ok(_) | Err(_), _) => self.back_off(core, question.target),
         }
         true
+    }
+
+    /// The slot was believed to hold `count` hints and holds none: the disk is right. Hints that were stored
+    /// since the question was put are not among them.
+    fn recount(&mut self, core: &mut Core, question: &Question, count: u64) {
+        let Some(target) = self.targets.get_mut(&question.target) else { return };
+        if let Some(believed) = target.slots.get_mut(&question.slot) {
+            *believed = believed.saturating_sub(count);
+            if *believed == 0 {
+                target.slots.remove(&question.slot);
+            }
+        }
+        target.waiting = target.waiting.saturating_sub(count);
+        if target.slots.is_empty() {
+            (target.waiting, target.bytes) = (0, 0);
+        }
+        target.delivery = Delivery::Idle;
+        self.report(core, question.target);
     }
 
     fn send(&mut self, core: &mut Core, node: NodeId, found: &[(HintKey, Hint)]) {
         let mut left = 0;
         let mut bytes = 0;
-        // Writes of hints that are still on their way to disk count in `slots` but are not found yet.
-        let in_commit = self.commits.values().any(|pending| match pending {
-            Pending::Put { at, .. } | Pending::Delete { at, .. } => at.target == node,
-        });
         let oldest = core.clock.peek(core.now.wall).micros().saturating_sub(core.settings.hint_age_max);
         for (at, hint) in found {
             let weight = hint.weight();
-            if !hint.counted && hint.record.version().hlc.micros() < oldest {
+            // A clock that is off says nothing about age.
+            if !hint.counted && core.clock_trusted && hint.record.version().hlc.micros() < oldest {
                 self.drop_hint(core, *at, hint, "age");
                 continue;
             }
@@ -260,19 +305,6 @@ impl Hints {
         }
         let resume = core.now.mono.plus(bytes.saturating_mul(SECOND) / core.settings.hint_rate.max(1));
         let Some(target) = self.targets.get_mut(&node) else { return };
-        if found.is_empty() && !in_commit {
-            // The count was wrong (a crash between a delivery and its bookkeeping): the disk is right.
-            let slot = target.slots.keys().next().copied();
-            if let Some(count) = slot.and_then(|slot| target.slots.remove(&slot)) {
-                target.waiting = target.waiting.saturating_sub(count);
-            }
-            if target.slots.is_empty() {
-                (target.waiting, target.bytes) = (0, 0);
-            }
-            target.delivery = Delivery::Idle;
-            self.report(core, node);
-            return;
-        }
         target.delivery = if left == 0 {
             Delivery::Backoff(core.now.mono.plus(BACKOFF / 10))
         } else {
@@ -289,29 +321,31 @@ impl Hints {
                 key: hint.key.clone(),
                 record: hint.record.clone(),
                 purpose: WritePurpose::Hint,
-                fsync: false,
+                // The client was promised durability by the stand-in's fsync; it may not become less.
+                fsync: hint.counted,
             };
             core.request(node, &ask, kind);
         }
-        self.flights.insert(op, Flight { at, weight: hint.weight(), waiting: recipients, deadline });
+        self.flights.insert(op, Flight { at, ring: ask.ring, weight: hint.weight(), waiting: recipients, deadline });
         core.timers.insert((deadline, Timer::Op(op)));
     }
 
     fn drop_hint(&mut self, core: &mut Core, at: HintKey, hint: &Hint, reason: &'static str) {
         let partition = core.partition(&hint.key);
-        core.event(Event::HintsDropped { target: at.target, count: 1, reason, partition });
-        self.delete(core, at, hint.weight());
+        self.delete(core, at, hint.weight(), Why::Dropped { reason, partition });
     }
 
-    fn delete(&mut self, core: &mut Core, at: HintKey, weight: u64) {
+    fn delete(&mut self, core: &mut Core, at: HintKey, weight: u64, why: Why) {
         let id = core.commit(Write::HintDelete { at }, Sync::Policy);
-        self.commits.insert(id, Pending::Delete { at, weight });
+        self.commits.insert(id, Pending::Delete { at, weight, why });
     }
 
     /// An answer to a delivery; answers whether the exchange was one of ours.
     pub(crate) fn on_reply(&mut self, core: &mut Core, op: OpId, from: NodeId, kind: &ReplyKind) -> bool {
         let Some(flight) = self.flights.get_mut(&op) else { return false };
-        if let ReplyKind::Written { .. } = kind {
+        if flight.ring != core.ring_version() {
+            self.end_flight(core, op, false);
+        } else if let ReplyKind::Written { .. } = kind {
             flight.waiting.retain(|&node| node != from);
             if flight.waiting.is_empty() {
                 self.end_flight(core, op, true);
@@ -336,8 +370,7 @@ impl Hints {
         core.timers.remove(&(flight.deadline, Timer::Op(op)));
         let node = flight.at.target;
         if delivered {
-            core.event(Event::HintDelivered { target: node });
-            self.delete(core, flight.at, flight.weight);
+            self.delete(core, flight.at, flight.weight, Why::Delivered);
         }
         let now = core.now.mono;
         let Some(target) = self.targets.get_mut(&node) else { return };
@@ -355,6 +388,14 @@ impl Hints {
     fn back_off(&mut self, core: &Core, node: NodeId) {
         if let Some(target) = self.targets.get_mut(&node) {
             target.delivery = Delivery::Backoff(core.now.mono.plus(BACKOFF));
+        }
+    }
+}
+
+impl Pending {
+    fn at(&self) -> HintKey {
+        match self {
+            Self::Put { at, .. } | Self::Delete { at, .. } => *at,
         }
     }
 }

@@ -36,7 +36,7 @@ pub(crate) struct List {
     required: usize,
     asked: usize,
     pages: Vec<(NodeId, Listed)>,
-    refused: usize,
+    refused: Vec<NodeId>,
     retry: Vec<NodeId>,
     hedge_at: Mono,
     wake: Option<Mono>,
@@ -57,7 +57,7 @@ impl List {
             required,
             asked: 0,
             pages: Vec::new(),
-            refused: 0,
+            refused: Vec::new(),
             retry: Vec::new(),
             hedge_at: Mono(0),
             wake: None,
@@ -70,7 +70,8 @@ impl List {
     pub(crate) fn restart(&mut self, core: &mut Core, ring: RingVersion, order: Vec<NodeId>, required: usize) {
         self.ask.ring = ring;
         (self.order, self.required) = (order, required);
-        (self.asked, self.refused) = (0, 0);
+        self.asked = 0;
+        self.refused.clear();
         self.pages.clear();
         self.retry.clear();
         self.ask_first(core);
@@ -116,8 +117,10 @@ impl List {
                 }
             }
             ReplyKind::Refused(_) => {
-                self.refused += 1;
-                self.ask_next(core);
+                if !self.refused.contains(&from) {
+                    self.refused.push(from);
+                    self.ask_next(core);
+                }
             }
             _ => {}
         }
@@ -126,7 +129,7 @@ impl List {
             self.caller.answer(core, &self.ask, self.required as u8, reply);
             return Step::Done;
         }
-        if self.order.len() - self.refused.min(self.order.len()) < self.required {
+        if self.order.iter().filter(|node| !self.refused.contains(node)).count() < self.required {
             return self.fail(core);
         }
         Step::Wait

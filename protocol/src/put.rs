@@ -36,6 +36,9 @@ pub(crate) struct Put {
     /// Greatest version that an owner has stored.
     stored: Version,
     disk_full: bool,
+    /// Somebody may have the write although no ack of the present ring says so: it was sent under an
+    /// earlier ring, or a disk failed in the middle of it.
+    doubt: bool,
     hint_at: Mono,
     wake: Option<Mono>,
 }
@@ -70,6 +73,7 @@ impl Put {
             retry: Vec::new(),
             stored,
             disk_full: false,
+            doubt: false,
             hint_at,
             wake: None,
         };
@@ -85,32 +89,30 @@ impl Put {
                 self.send_to(core, owner);
             } else if let Some(node) = free.next() {
                 self.stand_ins.push((owner, node));
-                let kind = RequestKind::StandIn {
-                    target: owner,
-                    key: self.key.clone(),
-                    record: self.record.clone(),
-                };
-                core.request(node, &self.ask, kind);
+                self.send_to(core, node);
             } else {
                 self.tally.fail(owner);
             }
         }
     }
 
-    fn send_to(&self, core: &mut Core, owner: NodeId) {
-        let kind = RequestKind::Write {
-            key: self.key.clone(),
-            record: self.record.clone(),
-            purpose: WritePurpose::Client,
-            fsync: self.choice.fsync,
+    /// Sends the write to an owner, or to a stand-in with the name of the owner that it stands in for.
+    fn send_to(&self, core: &mut Core, node: NodeId) {
+        let (key, record) = (self.key.clone(), self.record.clone());
+        let kind = match self.stand_ins.iter().find(|&&(_, stand_in)| stand_in == node) {
+            Some(&(target, _)) => RequestKind::StandIn { target, key, record },
+            None => {
+                RequestKind::Write { key, record, purpose: WritePurpose::Client, fsync: self.choice.fsync }
+            }
         };
-        core.request(owner, &self.ask, kind);
+        core.request(node, &self.ask, kind);
     }
 
     /// Starts again under another ring version, with no acks: what was promised under the old one does
     /// not count under the new one.
     pub(crate) fn restart(&mut self, core: &mut Core, ring: RingVersion, plan: Plan) {
         self.ask.ring = ring;
+        self.doubt = true;
         self.tally = Tally::new(&plan.owners, plan.required);
         self.stand_ins.clear();
         self.retry.clear();
@@ -157,11 +159,13 @@ impl Put {
                 self.disk_full = true;
                 self.tally.fail(owner);
             }
-            Refusal::NotOwner
-            | Refusal::Expired
-            | Refusal::Overloaded
-            | Refusal::ClockDrift
-            | Refusal::Storage => self.tally.fail(owner),
+            Refusal::Storage => {
+                self.doubt = true;
+                self.tally.fail(owner);
+            }
+            Refusal::NotOwner | Refusal::Expired | Refusal::Overloaded | Refusal::ClockDrift => {
+                self.tally.fail(owner);
+            }
         }
     }
 
@@ -184,7 +188,7 @@ impl Put {
     fn fail(&mut self, core: &mut Core) {
         let (required, received) = (self.tally.required(), self.tally.received());
         // An owner that has not answered may have the write all the same.
-        let maybe_applied = self.tally.any() || self.tally.waiting() || !self.hinted.is_empty();
+        let maybe_applied = self.doubt || self.tally.any() || self.tally.waiting() || !self.hinted.is_empty();
         let error = if self.disk_full {
             ClientError::DiskFull { required, received, maybe_applied }
         } else {
@@ -204,8 +208,8 @@ impl Put {
         if self.lingers() && now >= self.hint_at {
             return Step::Done;
         }
-        for owner in std::mem::take(&mut self.retry) {
-            self.send_to(core, owner);
+        for node in std::mem::take(&mut self.retry) {
+            self.send_to(core, node);
         }
         self.arm(core);
         Step::Wait

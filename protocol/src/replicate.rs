@@ -181,13 +181,14 @@ impl Replica {
             }
             (Ok(Found::Record(found)), Why::BeforeWrite { key, record, purpose, fsync }) => {
                 let before = found.as_ref().map(Record::digest);
-                if before.is_some_and(|digest| digest >= record.digest()) && record.kind() != Kind::Siblings {
-                    let stored = before.map_or(record.version(), |digest| digest.version);
-                    accept(core, &from, name, ReplyKind::Written { stored });
+                let covered = before.filter(|digest| *digest >= record.digest() && record.kind() != Kind::Siblings);
+                // What is there already may not be fsynced, so a write that asks for an fsync is committed.
+                if let (Some(digest), false) = (covered, fsync) {
+                    accept(core, &from, name, ReplyKind::Written { stored: digest.version });
                 } else if let Err(refusal) = admit_write(core, purpose, &record) {
                     refuse(core, &from, name, refusal);
                 } else {
-                    let stored = record.version();
+                    let stored = covered.map_or(record.version(), |digest| digest.version);
                     self.commit(core, from, (key, record), (purpose, fsync, stored));
                 }
             }

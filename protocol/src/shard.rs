@@ -464,6 +464,9 @@ impl Shard {
         if !core.serving {
             return Some(Refusal::Overloaded);
         }
+        if request.remaining_us == 0 {
+            return Some(Refusal::Expired);
+        }
         let allowed = core.view.as_ref().is_some_and(|view| {
             view.config.bucket_by_id(key.bucket).is_some_and(|bucket| {
                 let partition = core.partition(key);
@@ -582,6 +585,10 @@ impl Shard {
 
     /// Operations start again under the new ring, with no answers of the old one.
     fn on_config(&mut self, view: Arc<View>) {
+        // Versions are applied in order; an old one that comes late must not take the ring back.
+        if self.core.view.as_ref().is_some_and(|present| present.config.version > view.config.version) {
+            return;
+        }
         let before = self.core.ring_version();
         let ring = view.config.ring_version;
         self.core.view = Some(view);

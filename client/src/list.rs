@@ -37,9 +37,9 @@ pub struct ListedKey {
     /// Length of the value in bytes.
     #[serde(default)]
     pub size: u64,
-    /// When it expires, as RFC 3339 writes times.
+    /// When it expires, in milliseconds since 1970.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub expires: Option<String>,
+    pub expires_ms: Option<u64>,
 }
 
 impl ListedKey {

@@ -1,9 +1,9 @@
 //! The ring as a node shows it (`GET /ring`), and the owners of a key computed from it.
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 use torc_ring::config::Secret;
 use torc_ring::{
-    Bucket, BucketId, ClusterId, Config, ConfigError, ConfigVersion, Member, NodeId, Quorum, Ring,
+    Bucket, BucketId, ClusterId, Config, ConfigError, ConfigVersion, Member, NodeId, Ring,
     RingVersion,
 };
 
@@ -12,74 +12,37 @@ use crate::text::Text;
 /// `GET /ring`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RingView {
+    /// Identity of the cluster.
+    #[serde(default)]
+    pub cluster: String,
     /// Version of the configuration.
     pub config_version: u64,
     /// Version of the configuration that last touched the ring.
     pub ring_version: u64,
     /// Number of partitions as a power of two.
     pub partition_bits: u8,
-    /// Seed of the token hash.
-    #[serde(deserialize_with = "seed")]
+    /// Seed of the token hash; 16 hexadecimal digits in JSON, whose numbers lose bits in many languages.
+    #[serde(with = "hexadecimal")]
     pub token_seed: u64,
+    /// A change of the ring is under way.
+    #[serde(default)]
+    pub changing: bool,
+    /// Members of the ring that serves, and those that are joining it.
+    pub members: Vec<RingMember>,
     /// Buckets, in order of their names.
     #[serde(default)]
     pub buckets: Vec<RingBucket>,
-    /// Members of the ring that serves.
-    pub members: Vec<RingMember>,
 }
 
 /// A bucket, as far as the ring is concerned.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RingBucket {
-    /// Identity.
-    pub id: u32,
     /// Name.
     pub name: String,
+    /// Identity.
+    pub id: u32,
     /// Replicas of each key.
     pub n: u8,
-    /// Replicas that a read waits for.
-    #[serde(default = "majority", with = "quorum")]
-    pub r: Quorum,
-    /// Replicas that a write waits for.
-    #[serde(default = "majority", with = "quorum")]
-    pub w: Quorum,
-}
-
-fn majority() -> Quorum {
-    Quorum::Quorum
-}
-
-/// A quorum as HTTP writes it: a word or a number.
-mod quorum {
-    use serde::{Deserialize, Deserializer, Serializer};
-    use torc_ring::Quorum;
-
-    // serde hands the field over by reference.
-    #[allow(clippy::trivially_copy_pass_by_ref)]
-    pub(super) fn serialize<S: Serializer>(
-        quorum: &Quorum,
-        serializer: S,
-    ) -> Result<S::Ok, S::Error> {
-        match quorum {
-            Quorum::Count(count) => serializer.serialize_u8(*count),
-            word => serializer.collect_str(word),
-        }
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<Quorum, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Either {
-            Number(u8),
-            Text(String),
-        }
-        match Either::deserialize(deserializer)? {
-            Either::Number(number) => Ok(Quorum::Count(number)),
-            Either::Text(text) => text.parse().map_err(serde::de::Error::custom),
-        }
-    }
 }
 
 /// A member of the ring.
@@ -93,20 +56,27 @@ pub struct RingMember {
     pub zone: String,
     /// Relative share.
     pub weight: u32,
-    /// Data listener, `host:port`.
-    pub http: String,
-    /// Peer listener, `host:port`.
-    pub peer: String,
-    /// Whether the node that answered believes it to be alive.
-    #[serde(default)]
-    pub alive: bool,
     /// Share of all replicas, 0..=1.
     #[serde(default)]
     pub share: f64,
+    /// Peer listener, `host:port`.
+    pub peer: String,
+    /// Data listener, `host:port`.
+    pub http: String,
+    /// Whether the node that answered believes it to be alive.
+    #[serde(default)]
+    pub alive: bool,
+    /// `member`, `joining` or `leaving`.
+    #[serde(default = "member")]
+    pub state: String,
+}
+
+fn member() -> String {
+    "member".to_owned()
 }
 
 /// `GET /ring/owners`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OwnersView {
     /// Bucket.
     pub bucket: String,
@@ -115,10 +85,32 @@ pub struct OwnersView {
     /// `base64` where the key is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub encoding: Option<String>,
+    /// Replicas of the bucket's keys.
+    pub n: u8,
+    /// Where the key lies on the ring, 16 hexadecimal digits.
+    pub token: String,
     /// Partition that the key falls into.
     pub partition: u32,
     /// Who holds it, in order of preference.
-    pub owners: Vec<RingMember>,
+    pub owners: Vec<Owner>,
+    /// Who may stand in for dead owners, in order of preference.
+    #[serde(default)]
+    pub stand_ins: Vec<Owner>,
+}
+
+/// A node in [`OwnersView`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Owner {
+    /// Identity, 16 hexadecimal digits.
+    pub id: String,
+    /// Name for people.
+    pub name: Option<String>,
+    /// Data listener, `host:port`.
+    pub http: Option<String>,
+    /// Failure domain.
+    pub zone: Option<String>,
+    /// Whether the node that answered believes it to be alive.
+    pub alive: bool,
 }
 
 impl OwnersView {
@@ -129,20 +121,18 @@ impl OwnersView {
     }
 }
 
-/// Above 2^53 a number is not safe in every JSON reader, so that a node may write it as text.
-fn seed<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Either {
-        Number(u64),
-        Text(String),
+mod hexadecimal {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    // serde hands the field over by reference.
+    #[allow(clippy::trivially_copy_pass_by_ref)]
+    pub(super) fn serialize<S: Serializer>(number: &u64, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("{number:016x}"))
     }
-    match Either::deserialize(deserializer)? {
-        Either::Number(number) => Ok(number),
-        Either::Text(text) => text
-            .parse()
-            .or_else(|_| u64::from_str_radix(text.trim_start_matches("0x"), 16))
-            .map_err(serde::de::Error::custom),
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        u64::from_str_radix(&text, 16).map_err(serde::de::Error::custom)
     }
 }
 
@@ -164,15 +154,14 @@ impl Routes {
             peer: member.peer.clone(),
             http: member.http.clone(),
         };
-        let mut current: Vec<Member> = view.members.iter().map(member).collect();
+        let serves = |member: &&RingMember| member.state != "joining";
+        let mut current: Vec<Member> = view.members.iter().filter(serves).map(member).collect();
         current.sort_by_key(|member| member.id);
         let mut buckets: Vec<Bucket> = view
             .buckets
             .iter()
             .map(|bucket| Bucket {
                 n: bucket.n,
-                r: bucket.r,
-                w: bucket.w,
                 ..Bucket::new(BucketId(bucket.id), &bucket.name)
             })
             .collect();
@@ -228,12 +217,12 @@ pub(crate) mod tests {
             ring_version: 3,
             partition_bits: 6,
             token_seed: u64::MAX,
+            cluster: "c".into(),
+            changing: false,
             buckets: vec![RingBucket {
-                id: 1,
                 name: "default".into(),
+                id: 1,
                 n: 3,
-                r: Quorum::Quorum,
-                w: Quorum::Count(2),
             }],
             members: (1..=members)
                 .map(|id| RingMember {
@@ -245,6 +234,7 @@ pub(crate) mod tests {
                     peer: format!("127.0.0.1:{}", 7080 + id),
                     alive: true,
                     share: 0.2,
+                    state: "member".into(),
                 })
                 .collect(),
         }
@@ -281,11 +271,21 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_seed_may_be_a_number_or_text() {
+    fn a_seed_survives_json() {
         let json = serde_json::to_string(&view(1)).expect("json");
-        let number: RingView = serde_json::from_str(&json).expect("number");
-        let text = json.replace(&u64::MAX.to_string(), &format!("\"{}\"", u64::MAX));
-        let text: RingView = serde_json::from_str(&text).expect("text");
-        assert_eq!(number, text);
+        assert!(
+            json.contains(r#""token_seed":"ffffffffffffffff""#),
+            "{json}"
+        );
+        let read: RingView = serde_json::from_str(&json).expect("read");
+        assert_eq!(read, view(1));
+    }
+
+    #[test]
+    fn a_node_that_is_joining_owns_nothing_yet() {
+        let mut joining = view(4);
+        joining.members[3].state = "joining".into();
+        let routes = Routes::compute(&joining).expect("valid");
+        assert_eq!(routes.config().current.len(), 3);
     }
 }

@@ -8,7 +8,18 @@ use crate::ring::{RingView, Routes};
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub(crate) struct ClusterView {
+    pub(crate) seen_from: SeenFrom,
+    pub(crate) not_ready: Option<String>,
+    pub(crate) disk_full: bool,
+    pub(crate) clock_trusted: Option<bool>,
     pub(crate) nodes: Vec<ClusterNode>,
+}
+
+/// The node that answered, which alone knows of its disk and its clock.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub(crate) struct SeenFrom {
+    pub(crate) name: String,
 }
 
 /// A node in [`ClusterView`].
@@ -17,10 +28,8 @@ pub(crate) struct ClusterView {
 pub(crate) struct ClusterNode {
     pub(crate) id: String,
     pub(crate) alive: Option<bool>,
-    pub(crate) hints_waiting: Option<u64>,
-    pub(crate) hint_bytes: Option<u64>,
-    pub(crate) disk_full: Option<bool>,
-    pub(crate) clock_trusted: Option<bool>,
+    pub(crate) hints_waiting: u64,
+    pub(crate) hint_bytes: u64,
 }
 
 /// Whether the cluster does what it promises.
@@ -29,9 +38,9 @@ pub(crate) struct ClusterNode {
 pub enum Verdict {
     /// Every member is alive, and nothing waits.
     Healthy,
-    /// Every key can be read and written with its bucket's defaults, but something is amiss.
+    /// Every key can be read and written with r = w = quorum, but something is amiss.
     Degraded,
-    /// Some keys cannot be read or written with their bucket's defaults.
+    /// Some keys cannot be read or written with r = w = quorum.
     Unavailable,
 }
 
@@ -42,8 +51,11 @@ pub struct Status {
     pub verdict: Verdict,
     /// Why it is not healthy; whole sentences.
     pub reasons: Vec<String>,
-    /// How many further nodes may fail, whichever, until some key cannot be read or written.
+    /// How many further nodes may fail, whichever, with every key still read and written at
+    /// r = w = quorum.
     pub failures_survived: u32,
+    /// The node that this was seen from.
+    pub seen_from: String,
     /// Version of the configuration.
     pub config_version: u64,
     /// Members, in order of their names.
@@ -86,8 +98,8 @@ impl Status {
                     http: member.http.clone(),
                     alive: seen.and_then(|node| node.alive).unwrap_or(member.alive),
                     share: member.share,
-                    hints_waiting: seen.and_then(|node| node.hints_waiting).unwrap_or(0),
-                    hint_bytes: seen.and_then(|node| node.hint_bytes).unwrap_or(0),
+                    hints_waiting: seen.map_or(0, |node| node.hints_waiting),
+                    hint_bytes: seen.map_or(0, |node| node.hint_bytes),
                 }
             })
             .collect();
@@ -98,8 +110,7 @@ impl Status {
             reasons.push(format!("{} ({}) is not alive.", node.name, node.http));
         }
         if spare.is_none_or(|spare| spare < 0) {
-            reasons
-                .push("Some keys have too few live replicas for their bucket's r or w.".to_owned());
+            reasons.push("Some keys have too few live replicas for a quorum.".to_owned());
         }
         let few = ring
             .buckets
@@ -119,19 +130,20 @@ impl Status {
                 "{waiting} writes wait to be handed to nodes that missed them."
             ));
         }
-        for seen in &cluster.nodes {
-            let name = nodes
-                .iter()
-                .find(|node| node.id == seen.id)
-                .map_or(seen.id.as_str(), |node| &node.name);
-            if seen.disk_full == Some(true) {
-                reasons.push(format!("The disk of {name} is full: it refuses writes."));
-            }
-            if seen.clock_trusted == Some(false) {
-                reasons.push(format!(
-                    "The clock of {name} is outside the allowed drift: it takes no fresh writes."
-                ));
-            }
+        let here = &cluster.seen_from.name;
+        if let Some(reason) = &cluster.not_ready {
+            reasons.push(format!("{here} is not ready: {reason}."));
+        }
+        if cluster.disk_full {
+            reasons.push(format!("The disk of {here} is full: it refuses writes."));
+        }
+        if cluster.clock_trusted == Some(false) {
+            reasons.push(format!(
+                "The clock of {here} is outside the allowed drift: it takes no fresh writes."
+            ));
+        }
+        if ring.changing {
+            reasons.push("The ring is changing.".to_owned());
         }
         let verdict = match spare {
             Some(0..) if reasons.is_empty() => Verdict::Healthy,
@@ -144,6 +156,7 @@ impl Status {
             failures_survived: spare
                 .and_then(|spare| u32::try_from(spare).ok())
                 .unwrap_or(0),
+            seen_from: here.clone(),
             config_version: ring.config_version,
             nodes,
         }
@@ -224,9 +237,10 @@ mod tests {
         let cluster = ClusterView {
             nodes: vec![ClusterNode {
                 id: format!("{:016x}", 1),
-                hints_waiting: Some(3),
+                hints_waiting: 3,
                 ..ClusterNode::default()
             }],
+            ..ClusterView::default()
         };
         let status = Status::judge(&view(2), &cluster);
         assert_eq!(status.verdict, Verdict::Degraded);
@@ -239,7 +253,7 @@ mod tests {
         let status = Status::judge(&view(1), &ClusterView::default());
         let expected = concat!(
             r#"{"verdict":"degraded","reasons":["Bucket `default` asks for 3 replicas, and there are 1 nodes."],"#,
-            r#""failures_survived":0,"config_version":3,"nodes":[{"name":"node-1","id":"0000000000000001","#,
+            r#""failures_survived":0,"seen_from":"","config_version":3,"nodes":[{"name":"node-1","id":"0000000000000001","#,
             r#""zone":"a","http":"127.0.0.1:8081","alive":true,"share":0.2,"hints_waiting":0,"hint_bytes":0}]}"#
         );
         assert_eq!(

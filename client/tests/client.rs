@@ -426,7 +426,7 @@ async fn a_batch_has_an_answer_for_each_operation() {
 async fn a_request_goes_to_an_owner_once_the_ring_is_known() {
     let owner = FakeNode::answering(204, "", "").await;
     let ring = format!(
-        r#"{{"config_version":2,"ring_version":2,"partition_bits":4,"token_seed":7,
+        r#"{{"config_version":2,"ring_version":2,"partition_bits":4,"token_seed":"0000000000000007",
             "buckets":[{{"id":1,"name":"default","n":1}}],
             "members":[{{"id":"0000000000000001","name":"node-1","zone":"a","weight":100,
                          "http":"{}","peer":"127.0.0.1:7081","alive":true,"share":1.0}}]}}"#,
@@ -456,8 +456,8 @@ async fn a_request_goes_to_an_owner_once_the_ring_is_known() {
 
 #[tokio::test]
 async fn an_admin_client_judges_what_a_node_shows() {
-    let ring = r#"{"config_version":2,"ring_version":2,"partition_bits":4,"token_seed":7,
-        "buckets":[{"id":1,"name":"default","n":1,"r":"quorum","w":1}],
+    let ring = r#"{"config_version":2,"ring_version":2,"partition_bits":4,"token_seed":"0000000000000007",
+        "buckets":[{"id":1,"name":"default","n":1}],
         "members":[{"id":"0000000000000001","name":"node-1","zone":"a","weight":100,
                     "http":"127.0.0.1:8081","peer":"127.0.0.1:7081","alive":true,"share":1.0}]}"#;
     let node = FakeNode::start(move |line| match line {

@@ -422,7 +422,153 @@ impl Socket for Carrier {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::OnceLock;
+
+    use tempfile::TempDir;
+    use torc_protocol::message::PeerMessage;
+    use torc_ring::Member;
+
     use super::*;
+    use crate::pki::{self, Identity};
+    use crate::transport::{Inbound, TransportMetrics, TransportSettings};
+
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    struct Uncounted;
+
+    impl TransportMetrics for Uncounted {
+        fn sent(&self, _: NodeId, _: u64) {}
+        fn received(&self, _: NodeId, _: u64) {}
+        fn refused(&self, _: &'static str) {}
+        fn shed(&self, _: &'static str, _: u64) {}
+        fn lost(&self, _: NodeId, _: u64) {}
+    }
+
+    struct GossipOnly(OnceLock<Inbox>);
+
+    impl Inbound for GossipOnly {
+        fn on_messages(&self, _: NodeId, _: Vec<PeerMessage>) {}
+        fn on_gossip(&self, from: SocketAddr, bytes: Bytes) {
+            if let Some(inbox) = self.0.get() {
+                inbox.deliver(from, bytes);
+            }
+        }
+        fn on_link(&self, _: NodeId, _: bool) {}
+    }
+
+    struct Node {
+        transport: Transport,
+        gossip: Gossip,
+        view: watch::Receiver<GossipView>,
+        member: Member,
+    }
+
+    async fn node(dir: &TempDir, id: u64, generation: u64, listen: SocketAddr) -> Node {
+        let name = format!("n{id}");
+        let identity = Identity::load(dir.path(), &name).unwrap();
+        let (inbox, arrivals) = inbox();
+        let settings = TransportSettings::new(listen, NodeId(id), identity);
+        let inbound = Arc::new(GossipOnly(OnceLock::from(inbox)));
+        let transport = Transport::start(settings, Arc::new(Uncounted), inbound).unwrap();
+        let settings = GossipSettings {
+            node: NodeId(id),
+            cluster: ClusterId(7),
+            interval: Duration::from_millis(100),
+            patience: Duration::from_secs(1),
+            generation,
+        };
+        let gossip = start(settings, transport.clone(), arrivals).await.unwrap();
+        let peer = transport.local_addr().to_string();
+        let member = Member {
+            id: NodeId(id),
+            name,
+            zone: String::new(),
+            weight: 100,
+            peer,
+            http: String::new(),
+        };
+        Node { view: gossip.subscribe(), transport, gossip, member }
+    }
+
+    impl Node {
+        fn know(&self, members: &[Member]) {
+            self.transport.set_members(members);
+            self.gossip.set_members(&members.iter().map(|member| member.id).collect::<Vec<_>>());
+        }
+
+        async fn sees(&mut self, what: &str, condition: impl FnMut(&GossipView) -> bool) {
+            let seen = timeout(PATIENCE, self.view.wait_for(condition)).await;
+            assert!(seen.is_ok_and(|view| view.is_ok()), "{what}, seen by {}", self.member.name);
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn news_arrive_and_a_death_and_a_return_are_seen() {
+        let dir = TempDir::new().unwrap();
+        pki::init(dir.path()).unwrap();
+        let any: SocketAddr = ([127, 0, 0, 1], 0).into();
+        let mut nodes = Vec::new();
+        for id in 1..=3 {
+            nodes.push(node(&dir, id, 1, any).await);
+        }
+        let members: Vec<_> = nodes.iter().map(|node| node.member.clone()).collect();
+        for node in &nodes {
+            node.know(&members);
+        }
+        for (index, node) in nodes.iter_mut().enumerate() {
+            let others: Vec<_> = (1..=3).map(NodeId).filter(|id| id.0 != index as u64 + 1).collect();
+            node.sees("all live", |view| view.live == others).await;
+        }
+        let news = News { applied: ConfigVersion(5), hlc_bound: 6, ..News::default() };
+        nodes[2].gossip.set_news(news);
+        for node in &mut nodes[..2] {
+            node.sees("news", |view| view.news.get(&NodeId(3)) == Some(&news)).await;
+        }
+
+        let gone = nodes.pop().unwrap();
+        let listen = gone.transport.local_addr();
+        let died = Instant::now();
+        gone.gossip.stop().await;
+        gone.transport.stop().await;
+        drop(gone);
+        for node in &mut nodes {
+            node.sees("death", |view| view.dead == [NodeId(3)] && view.live.len() == 1).await;
+            assert!(died.elapsed() < Duration::from_secs(3), "{:?}", died.elapsed());
+        }
+
+        let free = async {
+            while std::net::UdpSocket::bind(listen).is_err() {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(PATIENCE, free).await.unwrap();
+        let back = node(&dir, 3, 2, listen).await;
+        back.know(&members);
+        let news = News { applied: ConfigVersion(6), ..News::default() };
+        back.gossip.set_news(news);
+        for node in &mut nodes {
+            node.sees("return", |view| view.dead.is_empty() && view.news.get(&NodeId(3)) == Some(&news)).await;
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn garbage_is_survived_and_a_member_that_never_spoke_is_dead_in_the_end() {
+        let dir = TempDir::new().unwrap();
+        pki::init(dir.path()).unwrap();
+        let any: SocketAddr = ([127, 0, 0, 1], 0).into();
+        let (mut a, mut b) = (node(&dir, 1, 1, any).await, node(&dir, 2, 1, any).await);
+        let absent = Member { id: NodeId(9), name: "n9".into(), peer: "127.0.0.1:9".into(), ..a.member.clone() };
+        let members = [a.member.clone(), b.member.clone(), absent];
+        a.know(&members);
+        b.know(&members);
+        a.sees("b live", |view| view.live == [NodeId(2)]).await;
+        for len in 0..200 {
+            a.transport.send_gossip(b.transport.advertised(), vec![len as u8; len].into());
+        }
+        for node in [&mut a, &mut b] {
+            node.sees("n9 dead", |view| view.dead == [NodeId(9)] && view.live.len() == 1).await;
+        }
+    }
 
     #[test]
     fn news_survive_the_way_and_ignore_what_later_versions_add() {

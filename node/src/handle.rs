@@ -1,17 +1,20 @@
 //! What the facade knows of the node: submit a request, look at the ring, ask for the node's state.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::{mpsc, oneshot};
 use torc_protocol::client::{ClientError, ClientOp, ClientReply, ClientRequest};
 use torc_protocol::shard_io::View;
 use torc_protocol::time::{Mono, Now, Wall};
 use torc_ring::{NodeId, PartitionId, Token};
+use torc_storage::Store;
 
 use crate::config::Settings;
 use crate::metrics::Metrics;
+use crate::transport::Transport;
 
 /// A request on its way to a shard.
 #[derive(Debug)]
@@ -35,6 +38,24 @@ struct Inner {
     shards: Vec<mpsc::Sender<Submission>>,
     view: RwLock<Option<Arc<View>>>,
     state: RwLock<State>,
+    /// Hints that wait in each shard for each target: count, bytes.
+    hints: Mutex<BTreeMap<(usize, NodeId), (u64, u64)>>,
+    parts: OnceLock<Parts>,
+}
+
+/// Parts of the node that status and metrics look into.
+#[derive(Clone)]
+pub struct Parts {
+    /// The store.
+    pub store: Store,
+    /// The peer transport.
+    pub transport: Transport,
+}
+
+impl std::fmt::Debug for Parts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Parts").finish_non_exhaustive()
+    }
 }
 
 /// The node's state as health checks and status pages show it.
@@ -65,6 +86,14 @@ pub enum NotReady {
     /// It checks with its peers whether its disk is the newest one.
     #[error("this node is checking with its peers that its disk is not an old copy")]
     StartCheck,
+    /// It sees too few members.
+    #[error("this node sees {alive} of {members} members alive, which is no majority")]
+    NoMajority {
+        /// Members that are believed to be alive, this node included.
+        alive: usize,
+        /// Members.
+        members: usize,
+    },
     /// It is stopping.
     #[error("this node is stopping")]
     Stopping,
@@ -91,7 +120,25 @@ impl Handle {
             shards,
             view: RwLock::new(None),
             state: RwLock::new(state),
+            hints: Mutex::default(),
+            parts: OnceLock::new(),
         }))
+    }
+
+    /// Hands in the parts that status and metrics look into; only the first call counts.
+    pub fn set_parts(&self, parts: Parts) {
+        let _ = self.0.parts.set(parts);
+    }
+
+    /// Those parts; `None` in tests of the facade alone.
+    #[must_use]
+    pub fn parts(&self) -> Option<&Parts> {
+        self.0.parts.get()
+    }
+
+    /// So many hints, of so many bytes, wait in that shard for that target.
+    pub fn set_hints(&self, shard: usize, target: NodeId, waiting: u64, bytes: u64) {
+        self.0.hints.lock().insert((shard, target), (waiting, bytes));
     }
 
     /// The settings.
@@ -104,6 +151,12 @@ impl Handle {
     #[must_use]
     pub fn metrics(&self) -> &Metrics {
         &self.0.metrics
+    }
+
+    /// The metrics, to be kept by whoever counts.
+    #[must_use]
+    pub fn shared_metrics(&self) -> Arc<Metrics> {
+        Arc::clone(&self.0.metrics)
     }
 
     /// This node's identity.
@@ -126,7 +179,14 @@ impl Handle {
     /// A copy of the state.
     #[must_use]
     pub fn state(&self) -> State {
-        self.0.state.read().clone()
+        let mut state = self.0.state.read().clone();
+        let mut sums: BTreeMap<NodeId, (u64, u64)> = BTreeMap::new();
+        for (&(_, target), &(waiting, bytes)) in self.0.hints.lock().iter() {
+            let sum = sums.entry(target).or_default();
+            *sum = (sum.0 + waiting, sum.1 + bytes);
+        }
+        state.hints = sums.into_iter().map(|(target, (waiting, bytes))| (target, waiting, bytes)).collect();
+        state
     }
 
     /// Changes the state.
@@ -152,7 +212,11 @@ impl Handle {
         }
         match &state.not_ready {
             Some(reason) => Err(reason.clone()),
-            None => Ok(()),
+            None => {
+                let members = self.0.view.read().as_ref().map_or(0, |view| view.config.current.len());
+                let alive = members.saturating_sub(state.dead.len());
+                if 2 * alive > members { Ok(()) } else { Err(NotReady::NoMajority { alive, members }) }
+            }
         }
     }
 

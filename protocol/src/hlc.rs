@@ -25,6 +25,9 @@ pub const SHARDS_MAX: usize = 1 << SHARD_BITS;
 pub const BOUND_AHEAD: u64 = 10 * SECOND;
 /// The bound is renewed when less than this is left of it, in microseconds.
 pub const BOUND_RENEW: u64 = 5 * SECOND;
+/// Room above a clock that runs ahead of the physical one, in microseconds: a node that is killed and
+/// restarted again and again must not run away by [`BOUND_AHEAD`] each time.
+pub const BOUND_LEAD: u64 = SECOND;
 
 impl Hlc {
     /// The first timestamp of a microsecond.
@@ -122,11 +125,11 @@ impl HlcClock {
         if self.pending.is_some() {
             return None;
         }
-        let now = self.peek(wall);
-        if now.micros() + BOUND_RENEW < self.bound.micros() {
+        let (wall, last, bound) = (wall.0, self.last.micros(), self.bound.micros());
+        if bound > (wall + BOUND_RENEW).max(last + BOUND_LEAD / 2) {
             return None;
         }
-        let next = Hlc::from_micros(now.micros() + BOUND_AHEAD);
+        let next = Hlc::from_micros((wall + BOUND_AHEAD).max(last + BOUND_LEAD));
         self.pending = Some(next);
         Some(next)
     }
@@ -200,6 +203,21 @@ mod tests {
         again.renewal(Wall(0)).expect("asked for");
         again.on_bound_durable();
         assert!(again.mint(Wall(0)).expect("minted") > before);
+    }
+
+    #[test]
+    fn a_node_that_is_restarted_again_and_again_does_not_run_away() {
+        let wall = Wall(1_000 * SECOND);
+        let mut bound = Hlc(0);
+        for _ in 0..20 {
+            let mut clock = HlcClock::new(0, bound, 60 * SECOND);
+            clock.renewal(wall).expect("asked for");
+            clock.on_bound_durable();
+            clock.mint(wall).expect("minted");
+            assert_eq!(clock.renewal(wall), None, "one renewal is enough for a while");
+            bound = clock.bound();
+        }
+        assert!(bound.micros() < wall.0 + 40 * SECOND, "20 restarts within no time");
     }
 
     #[test]

@@ -121,7 +121,12 @@ pub enum Event {
         /// Partition of the key.
         partition: PartitionId,
     },
-    /// A hint was stored, and these wait for its target in this shard now.
+    /// A hint is to be stored. Pairs with delivered, dropped, and those that wait.
+    HintStored {
+        /// Target.
+        target: NodeId,
+    },
+    /// So many hints wait for a target in this shard now.
     Hints {
         /// Target.
         target: NodeId,

@@ -9,7 +9,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use futures_util::FutureExt;
 use quinn::{Connection, ConnectionError, ReadError, ReadExactError, RecvStream, SendStream};
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 use torc_protocol::message::{PeerBody, PeerMessage};
 use torc_protocol::wire::{self, MESSAGE_LEN_MAX, WIRE_VERSION, WireError};
@@ -220,9 +222,10 @@ fn admit(
 
 /// Receives until the connection ends, and tidies up after it.
 async fn receive_all(inner: Arc<Inner>, peer: Arc<Peer>, link: Arc<Link>, from: RecvStream) {
+    let mut streams = JoinSet::new();
     let end = tokio::select! {
         end = receive_small(&inner, &peer, &link, from) => end,
-        end = receive_streams(&inner, &peer, &link) => end,
+        end = receive_streams(&inner, &peer, &link, &mut streams) => end,
     };
     let addr = link.connection.remote_address();
     match end {
@@ -232,7 +235,13 @@ async fn receive_all(inner: Arc<Inner>, peer: Arc<Peer>, link: Arc<Link>, from: 
             }
             _ => tracing::debug!(peer = %link.name, %addr, %error, "peer connection ended"),
         },
-        End::Finished => link.close(Reason::Stopping, "the other side will send no more"),
+        End::Finished => {
+            eprintln!("XX finished {}", streams.len());
+            // Nothing is sent on it any more, but what has been sent is still read.
+            peer.remove(inner.settings.node, link.id);
+            let _ = timeout(STALL_TIME, receive_rest(&inner, &peer, &link, &mut streams)).await;
+            link.close(Reason::Stopping, "the other side will send no more");
+        }
         End::Refused(reason, what) => inner.refuse_link(&link, reason, what),
     }
     if peer.remove(inner.settings.node, link.id) && !peer.is_member() {
@@ -275,23 +284,52 @@ async fn receive_small(inner: &Inner, peer: &Peer, link: &Link, mut from: RecvSt
     }
 }
 
-async fn receive_streams(inner: &Arc<Inner>, peer: &Arc<Peer>, link: &Arc<Link>) -> End {
+async fn receive_streams(
+    inner: &Arc<Inner>,
+    peer: &Arc<Peer>,
+    link: &Arc<Link>,
+    streams: &mut JoinSet<()>,
+) -> End {
     loop {
         // The number of streams at a time is bounded by QUIC's own credit.
-        let stream = match link.connection.accept_uni().await {
-            Ok(stream) => stream,
-            Err(error) => return End::Closed(error),
-        };
-        link.active_ms.store(inner.clock_ms(), Ordering::Relaxed);
-        let (inner, peer, link) = (inner.clone(), peer.clone(), link.clone());
-        tokio::spawn(async move {
-            match receive_stream(&inner, &peer, &link, stream).await {
-                Ok(()) | Err(End::Closed(_) | End::Finished) => {}
-                // Closing the connection ends the task that receives from it, which tidies up.
-                Err(End::Refused(reason, what)) => inner.refuse_link(&link, reason, what),
-            }
-        });
+        tokio::select! {
+            stream = link.connection.accept_uni() => match stream {
+                Ok(stream) => start_stream(inner, peer, link, stream, streams),
+                Err(error) => return End::Closed(error),
+            },
+            Some(_) = streams.join_next() => {}
+        }
     }
+}
+
+/// Receives the streams that are there already.
+async fn receive_rest(inner: &Arc<Inner>, peer: &Arc<Peer>, link: &Arc<Link>, streams: &mut JoinSet<()>) {
+    loop {
+        while let Some(Ok(stream)) = link.connection.accept_uni().now_or_never() {
+            start_stream(inner, peer, link, stream, streams);
+        }
+        if streams.join_next().await.is_none() {
+            return;
+        }
+    }
+}
+
+fn start_stream(
+    inner: &Arc<Inner>,
+    peer: &Arc<Peer>,
+    link: &Arc<Link>,
+    stream: RecvStream,
+    streams: &mut JoinSet<()>,
+) {
+    link.active_ms.store(inner.clock_ms(), Ordering::Relaxed);
+    let (inner, peer, link) = (inner.clone(), peer.clone(), link.clone());
+    streams.spawn(async move {
+        match receive_stream(&inner, &peer, &link, stream).await {
+            Ok(()) => eprintln!("XX stream ok"), Err(End::Closed(e)) => eprintln!("XX closed {e}"), Err(End::Finished) => eprintln!("XX reset"),
+            // Closing the connection ends the task that receives from it, which tidies up.
+            Err(End::Refused(reason, what)) => inner.refuse_link(&link, reason, what),
+        }
+    });
 }
 
 /// A stream with a single message.

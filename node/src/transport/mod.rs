@@ -57,7 +57,7 @@ const LOG_INTERVAL: Duration = Duration::from_secs(60);
 /// Things that are remembered as logged.
 const LOGGED_MAX: usize = 1024;
 /// Time for what is queued to leave when the transport stops.
-const STOP_TIME: Duration = Duration::from_millis(500);
+const STOP_TIME: Duration = Duration::from_secs(2);
 
 /// What the transport is told when it starts.
 #[derive(Clone, Debug)]
@@ -329,7 +329,7 @@ impl Transport {
         all
     }
 
-    /// Lets what is queued leave, for half a second at most, and closes all connections.
+    /// Lets what is queued leave, for two seconds at most, and closes all connections.
     pub async fn stop(&self) {
         let inner = &self.0;
         let peers: Vec<_> = {
@@ -472,15 +472,23 @@ impl Peer {
 
     /// Waits until what was queued has been received by the other side.
     async fn flush(&self) {
-        let Some(link) = self.chosen.borrow().clone() else { return };
+        if self.chosen.borrow().is_none() {
+            return;
+        }
         while self.queue.depth().0 > 0 {
             sleep(Duration::from_millis(2)).await;
         }
-        // The writer lets go of the stream.
+        // Slots come back when the other side has all of a message.
+        let _slots = self.bulk.acquire_many(peer::BULK_STREAMS_MAX as u32).await;
+        // The writer lets go of its stream.
         self.chosen.send_replace(None);
-        let mut out = link.out.lock().await;
-        if out.finish().is_ok() {
-            let _ = out.stopped().await;
+        for link in self.links() {
+            // What QUIC has acknowledged may still be unread, and would be thrown away by our close: the
+            // other side closes when it has read all.
+            let mut out = link.out.lock().await;
+            if out.finish().is_ok() {
+                link.connection.closed().await;
+            }
         }
     }
 }

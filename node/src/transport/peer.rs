@@ -17,7 +17,7 @@ use super::error::Reason;
 use super::queue::{Bounds, Queue};
 
 /// Messages that travel at a time on streams of their own, and gossip likewise.
-const BULK_STREAMS_MAX: usize = 4;
+pub(super) const BULK_STREAMS_MAX: usize = 4;
 /// Former processes of a node that are remembered.
 const FORMER_MAX: usize = 8;
 

@@ -181,7 +181,8 @@ async fn send_large(link: &Link, message: Large, payload: usize) -> Option<u64> 
     let mut chunks = [Bytes::from_static(&[KIND_MESSAGE]), bytes];
     out.write_all_chunks(&mut chunks).await.ok()?;
     out.finish().ok()?;
-    Some(len)
+    // Only what has arrived makes room for the next one: that bounds what QUIC holds for this peer.
+    out.stopped().await.ok().filter(Option::is_none).map(|_| len)
 }
 
 /// Sends one gossip message on its own stream, or drops it when the last few are still on their way.

@@ -1,0 +1,182 @@
+//! From request to resource, and what every answer has in common: request id, metrics, log line.
+//!
+//! Routes are matched on the raw path, without a routing table: there are few of them, and keys are bytes
+//! that a router of text would have to refuse.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::header::{CONTENT_LENGTH, HeaderValue};
+use http::{HeaderName, Method, Request, Response, StatusCode};
+use hyper::body::Incoming;
+
+use super::body::Body;
+use super::problem::{Problem, Refused};
+use super::request::Heads;
+use super::{Call, Guard, Side, admin, batch, compat, health, keys, list};
+use crate::metrics::Route;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// Longest path and query: a key of percent-escapes only, and room for a prefix of the same length.
+const TARGET_MAX: usize = 8 << 10;
+/// A request that takes longer is worth a line in the log.
+const SLOW: Duration = Duration::from_secs(1);
+
+/// The resource of a path.
+fn route(side: Side, path: &str, method: &Method) -> Route {
+    match path {
+        "/" => return Route::Page,
+        "/health" => return Route::Health,
+        "/health/live" => return Route::HealthLive,
+        "/health/ready" => return Route::HealthReady,
+        "/ring" => return Route::Ring,
+        _ => {}
+    }
+    match side {
+        Side::Data => match path.strip_prefix("/kv") {
+            Some("") => Route::Compatible,
+            Some(rest) => match rest.strip_prefix('/').map(|rest| rest.split_once('/')) {
+                Some(Some((_, "_batch"))) if *method == Method::POST => Route::Batch,
+                Some(Some(_)) => Route::Key,
+                Some(None) => Route::Bucket,
+                None => Route::None,
+            },
+            None if path == "/cache/stats" => Route::CacheStats,
+            None => Route::None,
+        },
+        Side::Admin => match path {
+            "/metrics" => Route::Metrics,
+            "/ring/owners" => Route::RingOwners,
+            "/cluster" => Route::Cluster,
+            _ if path.starts_with("/buckets/") => Route::BucketInfo,
+            _ => Route::None,
+        },
+    }
+}
+
+/// Answers one request; never fails, for every failure has a document.
+pub(super) async fn serve(guard: Guard, side: Side, request: Request<Incoming>) -> Response<Body> {
+    let started = Instant::now();
+    let facade = Arc::clone(&guard.facade);
+    let (parts, body) = request.into_parts();
+    let route = route(side, parts.uri.path(), &parts.method);
+    let heads = Heads::scan(&parts.headers);
+    let trace = facade.ids.of(&heads);
+    let call = Call { side, facade: &facade, guard: &guard, parts: &parts, heads, trace: trace.clone() };
+    let mut response = match dispatch(&call, route, body).await {
+        Ok(response) => response,
+        Err(refused) if is_compatible(route) => refused.into_compatible_response(),
+        Err(refused) => {
+            // 304 and the like are no refusals; what is one has its reason in the log.
+            tracing::debug!(request = %Text(&trace), kind = refused.kind, detail = %refused.detail, "request refused");
+            refused.into_response()
+        }
+    };
+    if parts.method == Method::HEAD {
+        response = without_body(response);
+    }
+    if let Ok(id) = HeaderValue::from_maybe_shared(trace.clone()) {
+        response.headers_mut().insert(REQUEST_ID, id);
+    }
+    let took = started.elapsed();
+    let status = response.status();
+    facade.handle.metrics().on_http(route, &parts.method, status.as_u16(), took);
+    log(&call, &facade.quiet, status, took);
+    response.map(|body| body.guarded(guard))
+}
+
+fn is_compatible(route: Route) -> bool {
+    matches!(route, Route::Compatible | Route::CacheStats)
+}
+
+async fn dispatch(call: &Call<'_>, route: Route, body: Incoming) -> Result<Response<Body>, Refused> {
+    call.heads.check(call.parts)?;
+    if call.parts.uri.path_and_query().is_some_and(|target| target.as_str().len() > TARGET_MAX) {
+        return Err(Problem::uri_too_long(TARGET_MAX));
+    }
+    match route {
+        Route::Key | Route::Bucket | Route::Batch | Route::Compatible => call.guard.place()?,
+        _ => {}
+    }
+    let handle = call.handle();
+    match route {
+        Route::Key => keys::serve(call, body).await,
+        Route::Bucket => list::serve(call).await,
+        Route::Batch => batch::serve(call, body).await,
+        Route::Compatible => compat::serve(call, body).await,
+        Route::None => Err(Problem::no_route(call.parts.uri.path())),
+        _ if !matches!(call.parts.method, Method::GET | Method::HEAD) => Err(Problem::method("GET, HEAD")),
+        Route::CacheStats => Ok(compat::cache_stats()),
+        Route::Page => Ok(health::page(handle, call.side)),
+        Route::HealthLive => Ok(health::live()),
+        Route::HealthReady => health::ready(handle),
+        Route::Health => Ok(health::components(handle)),
+        Route::Metrics => Ok(admin::metrics(handle)),
+        Route::Ring => admin::ring(call),
+        Route::RingOwners => admin::owners(call),
+        Route::Cluster => admin::cluster(call),
+        Route::BucketInfo => admin::bucket(call),
+    }
+}
+
+/// An answer to `HEAD`: the same head, the length that the body would have, and no body.
+fn without_body(response: Response<Body>) -> Response<Body> {
+    let (mut parts, body) = response.into_parts();
+    let silent = matches!(parts.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    if let Some(len) = body.len().filter(|_| !silent && !parts.headers.contains_key(CONTENT_LENGTH)) {
+        parts.headers.insert(CONTENT_LENGTH, HeaderValue::from(len));
+    }
+    Response::from_parts(parts, Body::empty())
+}
+
+/// Bounds the warnings about single requests: at most so many a second, and how many were left out.
+#[derive(Debug, Default)]
+pub(super) struct Quiet {
+    second: AtomicU64,
+    said: AtomicU64,
+    left_out: AtomicU64,
+}
+
+impl Quiet {
+    const A_SECOND: u64 = 10;
+
+    /// `Some(n)`: say it, and that `n` were left out before; `None`: say nothing.
+    fn admits(&self, second: u64) -> Option<u64> {
+        if self.second.swap(second, Ordering::Relaxed) != second {
+            self.said.store(0, Ordering::Relaxed);
+        }
+        if self.said.fetch_add(1, Ordering::Relaxed) < Self::A_SECOND {
+            return Some(self.left_out.swap(0, Ordering::Relaxed));
+        }
+        self.left_out.fetch_add(1, Ordering::Relaxed);
+        None
+    }
+}
+
+fn log(call: &Call<'_>, quiet: &Quiet, status: StatusCode, took: Duration) {
+    let watching = call.guard.watching.load(Ordering::Relaxed);
+    let notable = status.is_server_error() || (took > SLOW && !watching);
+    // A readiness probe that says no says it every second, by design.
+    let probe = call.parts.uri.path().starts_with("/health");
+    let (method, path) = (&call.parts.method, call.parts.uri.path());
+    let (request, took_us) = (Text(&call.trace), took.as_micros() as u64);
+    if notable && !probe {
+        let second = call.handle().now().mono.0 / torc_protocol::time::SECOND;
+        if let Some(left_out) = quiet.admits(second) {
+            tracing::warn!(%request, %method, path, status = status.as_u16(), took_us, left_out, "request slow or failed");
+        }
+        return;
+    }
+    tracing::debug!(%request, %method, path, status = status.as_u16(), took_us, "request");
+}
+
+/// An id, which is visible ASCII, as text.
+struct Text<'a>(&'a Bytes);
+
+impl std::fmt::Display for Text<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(std::str::from_utf8(self.0).unwrap_or("-"))
+    }
+}

@@ -1,0 +1,577 @@
+//! Starts a node's parts in order, and stops them in order.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use rand::TryRngCore;
+use tokio::sync::{mpsc, oneshot, watch};
+use torc_protocol::cluster::Cluster;
+use torc_protocol::cluster_io::{
+    BootstrapRefusal, CLUSTER_BOUND, ClusterInput, ClusterSettings, Persisted, PersistedError,
+};
+use torc_protocol::cluster_message::JoinRefusal;
+use torc_protocol::hlc::Hlc;
+use torc_protocol::message::{PeerBody, PeerMessage, RequestKind};
+use torc_protocol::shard::{Shard, ShardSettings};
+use torc_protocol::store::{Batch, CommitId, StateKey, StoreError, Sync, Write};
+use torc_ring::config::Secret;
+use torc_ring::{ClusterId, Member, NodeId};
+use torc_storage::{Committer, States, StorageError, Store};
+use tracing::{info, warn};
+
+use crate::cluster_task::{self, ClusterMail, ClusterOutlets, ClusterTools};
+use crate::config::{Durability, Settings, Start};
+use crate::gossip::GossipError;
+use crate::handle::{Handle, Parts};
+use crate::http::HttpError;
+use crate::metrics::Metrics;
+use crate::pki::{self, PkiError};
+use crate::shard_task::{self, Inlets, Mail, Outlets, PEER_BATCHES_MAX, SUBMISSIONS_MAX, Tools};
+use crate::transport::{Inbound, Transport, TransportError, TransportSettings};
+
+/// Why a node cannot start, or may not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// Its disk.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// Its cluster state.
+    #[error(transparent)]
+    Persisted(#[from] PersistedError),
+    /// Its certificates.
+    #[error(transparent)]
+    Pki(#[from] PkiError),
+    /// Its peer listener.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    /// Its gossip.
+    #[error(transparent)]
+    Gossip(#[from] GossipError),
+    /// Its HTTP listeners.
+    #[error(transparent)]
+    Http(#[from] HttpError),
+    /// No identity could be drawn or stored.
+    #[error("no identity could be stored in the data directory: {0}")]
+    Identity(StoreError),
+    /// The operating system gives no random numbers.
+    #[error("the operating system gives no random numbers")]
+    Random,
+    /// The data directory is another node's.
+    #[error("this data directory belongs to the node `{found}`, not to `{given}`: give it its own --data, or start it under its old --name")]
+    OtherName {
+        /// Name in the directory.
+        found: String,
+        /// Name given.
+        given: String,
+    },
+    /// The stored identity cannot be read.
+    #[error("the identity in the data directory cannot be read: the directory is damaged or of a newer version")]
+    DamagedIdentity,
+    /// The node has no cluster and was not told of one.
+    #[error("this data directory knows no cluster: start it with --bootstrap to make one, or with --join ADDRESS to join one")]
+    NoCluster,
+    /// The addresses in the config are others than those given.
+    #[error("the cluster knows this node at {known}, but it was started at {given}: give it its old address (a change of addresses needs a ring change)")]
+    OtherAddress {
+        /// In the config.
+        known: String,
+        /// Given.
+        given: String,
+    },
+    /// No cluster takes it in.
+    #[error("the cluster does not take this node in: {0}")]
+    JoinRefused(JoinRefusal),
+    /// There is no new cluster here.
+    #[error(transparent)]
+    BootstrapRefused(BootstrapRefusal),
+    /// It has forgotten what it once had on disk.
+    #[error("this node's disk is older than what peer {peer} remembers of it (clock bound {own} on disk, {remembered} remembered): it is an old copy or has lost writes. Empty the data directory and let it join as a new node")]
+    Amnesia {
+        /// Who remembers more.
+        peer: NodeId,
+        /// What the peer remembers.
+        remembered: Hlc,
+        /// What is on disk.
+        own: Hlc,
+    },
+    /// It is no member any more.
+    #[error("this node was removed from the ring by config version {version}; its data directory can be emptied")]
+    Removed {
+        /// By which version.
+        version: u64,
+    },
+    /// The address for others cannot be resolved.
+    #[error("the address {address}, which other nodes are to reach this one at, cannot be resolved: check --advertise-peer")]
+    Advertise {
+        /// The address.
+        address: String,
+    },
+    /// A part of it has ended unexpectedly.
+    #[error("a part of the node has ended unexpectedly; the log says why")]
+    Stopped,
+}
+
+/// Number of partitions, as far as the transport needs it to find a message's shard.
+#[derive(Debug)]
+pub(crate) struct Routing {
+    bits: AtomicU8,
+    shards: usize,
+}
+
+/// No config yet.
+const NO_BITS: u8 = u8::MAX;
+
+impl Routing {
+    pub(crate) fn set_partition_bits(&self, bits: u8) {
+        self.bits.store(bits, Ordering::Release);
+    }
+
+    /// The shard that a message is for; `None` for one to the cluster machine.
+    fn shard(&self, message: &PeerMessage) -> Option<usize> {
+        match &message.body {
+            PeerBody::Cluster(_) => None,
+            PeerBody::Reply(reply) => Some(usize::from(reply.op.shard()) & (self.shards - 1)),
+            PeerBody::Request(request) => {
+                let bits = match self.bits.load(Ordering::Acquire) {
+                    NO_BITS => 0,
+                    bits => bits,
+                };
+                let partition = match &request.kind {
+                    RequestKind::Write { key, .. }
+                    | RequestKind::StandIn { key, .. }
+                    | RequestKind::Read { key, .. }
+                    | RequestKind::Watch { key, .. } => key.token.partition(bits),
+                    RequestKind::List { partition, .. } => *partition,
+                };
+                Some(usize::from(partition.0) & (self.shards - 1))
+            }
+        }
+    }
+}
+
+/// Brings what the transport receives to the shards and to the cluster machine.
+struct Switchboard {
+    routing: Arc<Routing>,
+    shards: Vec<Inlets>,
+    cluster: mpsc::Sender<(NodeId, PeerMessage)>,
+    gossip: crate::gossip::Inbox,
+    metrics: Arc<Metrics>,
+}
+
+impl Inbound for Switchboard {
+    fn on_messages(&self, from: NodeId, messages: Vec<PeerMessage>) {
+        if self.shards.len() == 1 && messages.iter().all(|m| !matches!(m.body, PeerBody::Cluster(_))) {
+            self.deliver(0, from, messages);
+            return;
+        }
+        let mut slots: Vec<Vec<PeerMessage>> = (0..self.shards.len()).map(|_| Vec::new()).collect();
+        for message in messages {
+            match self.routing.shard(&message) {
+                Some(shard) => slots[shard].push(message),
+                None => {
+                    if self.cluster.try_send((from, message)).is_err() {
+                        self.metrics.on_shed_count("cluster_queue", 1);
+                    }
+                }
+            }
+        }
+        for (shard, batch) in slots.into_iter().enumerate() {
+            if !batch.is_empty() {
+                self.deliver(shard, from, batch);
+            }
+        }
+    }
+
+    fn on_gossip(&self, from: std::net::SocketAddr, bytes: Bytes) {
+        self.gossip.deliver(from, bytes);
+    }
+
+    fn on_link(&self, _peer: NodeId, _up: bool) {}
+}
+
+impl Switchboard {
+    /// A full queue drops: senders have deadlines and hints for that.
+    fn deliver(&self, shard: usize, from: NodeId, batch: Vec<PeerMessage>) {
+        let count = batch.len() as u64;
+        if self.shards[shard].peers.try_send((from, batch)).is_err() {
+            self.metrics.on_shed_count("shard_peers", count);
+        }
+    }
+}
+
+/// Runs a node until `stop` is ready, then stops it in order.
+///
+/// # Errors
+/// When it cannot start or may not go on; the message says what to do.
+pub async fn run(settings: Settings, stop: impl Future<Output = ()>) -> Result<(), NodeError> {
+    let settings = Arc::new(settings);
+    let options = storage_options(&settings);
+    let (store, opened) =
+        tokio::task::spawn_blocking(move || Store::open(options)).await.map_err(|_| NodeError::Stopped)??;
+    let metrics = Arc::new(Metrics::default());
+
+    let count = settings.shards;
+    let routing = Arc::new(Routing { bits: AtomicU8::new(NO_BITS), shards: count });
+    let (inlets, submissions, outlets) = channels(count);
+    let (cluster_peers, cluster_peers_rx) = mpsc::channel(cluster_task::PEERS_MAX);
+    let (cluster_mail, mut cluster_mail_rx) = mpsc::unbounded_channel();
+    let (news, news_rx) = mpsc::unbounded_channel();
+    let committer = start_committer(&store, &inlets, &cluster_mail)?;
+    let node = identity(&store, &settings, (&committer, &mut cluster_mail_rx)).await?;
+    let persisted = read_state(&store, own_member(&settings, node))?;
+    check_start(&settings, &persisted)?;
+    let handle = Handle::new(Arc::clone(&settings), Arc::clone(&metrics), node, submissions);
+
+    let identity = match &settings.pki {
+        Some(dir) => pki::Identity::load(dir, &settings.name)?,
+        None => pki::Identity::development(&settings.name)?,
+    };
+    let (gossip_inbox, gossip_arrivals) = crate::gossip::inbox();
+    let switchboard = Switchboard {
+        routing: Arc::clone(&routing),
+        shards: inlets.clone(),
+        cluster: cluster_peers,
+        gossip: gossip_inbox,
+        metrics: Arc::clone(&metrics),
+    };
+    let advertise = resolve(&settings.advertise_peer).await?;
+    let transport = Transport::start(
+        TransportSettings { advertise: Some(advertise), ..TransportSettings::new(settings.peer, node, identity) },
+        metrics.clone(),
+        Arc::new(switchboard),
+    )?;
+
+    handle.set_parts(Parts { store: store.clone(), transport: transport.clone() });
+
+    let bounds = own_bounds(&store)?;
+    let now = handle.now();
+    for (index, outlets) in outlets.into_iter().enumerate() {
+        let shard = Shard::new(shard_settings(&settings, node, index, bounds)?, &opened.hints, now);
+        let tools = Tools {
+            index,
+            handle: handle.clone(),
+            store: store.clone(),
+            committer: committer.clone(),
+            transport: transport.clone(),
+            mail: inlets[index].mail.clone(),
+            news: news.clone(),
+        };
+        tokio::spawn(shard_task::run(shard, tools, outlets));
+    }
+
+    let fresh = persisted.decided.is_empty();
+    let cluster_settings = ClusterSettings {
+        drift_max: settings.clock_drift_max.as_micros() as u64,
+        drift_warn: settings.clock_drift_warn.as_micros() as u64,
+        ..ClusterSettings::new(random_u64()?)
+    };
+    let cluster = Cluster::new(persisted, cluster_settings, now);
+    let tools = ClusterTools {
+        handle: handle.clone(),
+        store: store.clone(),
+        committer,
+        transport: transport.clone(),
+        shards: inlets.clone(),
+        mail: cluster_mail.clone(),
+        commit_index: count,
+        generation: generation(bounds),
+        gossip: Some(gossip_arrivals),
+        routing,
+    };
+    let outlets = ClusterOutlets { peers: cluster_peers_rx, mail: cluster_mail_rx, news: news_rx };
+    begin(&settings, fresh, &cluster_mail, &transport)?;
+    let mut cluster_run = tokio::spawn(cluster_task::run(cluster, tools, outlets));
+    let watcher = tokio::spawn(watch_disk(handle.clone(), store.clone()));
+
+    let (stop_http, stopping) = watch::channel(false);
+    let servers = crate::http::serve(handle.clone(), stopping).await?;
+    info!(node = %node, name = %settings.name, http = %servers.addresses.http, admin = %servers.addresses.admin, peer = %transport.local_addr(), "node started");
+
+    let result = tokio::select! {
+        () = stop => Ok(()),
+        ended = &mut cluster_run => match ended {
+            Ok(Ok(())) => Err(NodeError::Stopped),
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(NodeError::Stopped),
+        },
+    };
+    info!("stopping");
+    handle.update_state(|state| state.stopping = true);
+    let _ = stop_http.send(true);
+    if tokio::time::timeout(settings.limits.shutdown + Duration::from_secs(1), servers.done).await.is_err() {
+        warn!("the HTTP listeners did not end in time");
+    }
+    drain(&inlets, settings.limits.shutdown).await;
+    cluster_run.abort();
+    watcher.abort();
+    transport.stop().await;
+    let closed = tokio::task::spawn_blocking(move || store.close()).await;
+    if let Ok(Err(error)) = closed {
+        warn!(%error, "the store could not be closed in order; it will recover at the next start");
+    }
+    info!("stopped");
+    result
+}
+
+type Channels = (Vec<Inlets>, Vec<mpsc::Sender<crate::handle::Submission>>, Vec<Outlets>);
+
+fn channels(count: usize) -> Channels {
+    let (mut inlets, mut submissions, mut outlets) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..count {
+        let (submit, submit_rx) = mpsc::channel(SUBMISSIONS_MAX);
+        let (peers, peers_rx) = mpsc::channel(PEER_BATCHES_MAX);
+        let (mail, mail_rx) = mpsc::unbounded_channel();
+        inlets.push(Inlets { peers, mail });
+        submissions.push(submit);
+        outlets.push(Outlets { submissions: submit_rx, peers: peers_rx, mail: mail_rx });
+    }
+    (inlets, submissions, outlets)
+}
+
+fn start_committer(
+    store: &Store,
+    inlets: &[Inlets],
+    cluster: &mpsc::UnboundedSender<ClusterMail>,
+) -> Result<Committer, NodeError> {
+    let (shards, cluster) = (inlets.to_vec(), cluster.clone());
+    let committer = store.committer(Arc::new(move |index: usize, results| {
+        // A receiver is gone only when the node has stopped.
+        let _ = match shards.get(index) {
+            Some(shard) => shard.mail.send(Mail::Committed(results)).is_ok(),
+            None => cluster.send(ClusterMail::Committed(results)).is_ok(),
+        };
+    }))?;
+    Ok(committer)
+}
+
+async fn resolve(address: &str) -> Result<std::net::SocketAddr, NodeError> {
+    let failed = || NodeError::Advertise { address: address.to_owned() };
+    tokio::net::lookup_host(address).await.map_err(|_| failed())?.next().ok_or_else(failed)
+}
+
+fn storage_options(settings: &Settings) -> torc_storage::Options {
+    let mut options = torc_storage::Options::new(settings.data.clone());
+    options.durability = match settings.durability {
+        Durability::Fsync => torc_storage::Durability::Fsync,
+        Durability::Interval(every) => torc_storage::Durability::Interval(every),
+        Durability::Os => torc_storage::Durability::Os,
+    };
+    options.block_cache = settings.storage.block_cache;
+    options.write_buffer = settings.storage.write_buffer;
+    options.reserve = settings.storage.reserve;
+    options
+}
+
+/// The node's identity, which lives in its data directory; drawn and stored when there is none.
+async fn identity(
+    store: &Store,
+    settings: &Settings,
+    (committer, results): (&Committer, &mut mpsc::UnboundedReceiver<ClusterMail>),
+) -> Result<NodeId, NodeError> {
+    if let Some(stored) = store.state(StateKey::Identity)? {
+        let (id, name) = stored.split_at_checked(8).ok_or(NodeError::DamagedIdentity)?;
+        let id = u64::from_be_bytes(id.try_into().map_err(|_| NodeError::DamagedIdentity)?);
+        if name != settings.name.as_bytes() {
+            let found = String::from_utf8_lossy(name).into_owned();
+            return Err(NodeError::OtherName { found, given: settings.name.clone() });
+        }
+        return Ok(NodeId(id));
+    }
+    let node = NodeId(random_u64()?);
+    let mut value = node.0.to_be_bytes().to_vec();
+    value.extend_from_slice(settings.name.as_bytes());
+    let write = Write::StatePut { key: StateKey::Identity, value: value.into() };
+    let batch = Batch { writes: vec![write], sync: Sync::Fsync };
+    // Nothing else commits yet: the only result that can come is this one's.
+    if committer.submit(settings.shards, CommitId(0), batch).is_err() {
+        return Err(NodeError::Identity(StoreError::Failed));
+    }
+    match tokio::time::timeout(Duration::from_secs(10), results.recv()).await {
+        Ok(Some(ClusterMail::Committed(results))) => match results.first() {
+            Some((_, Ok(()))) => Ok(node),
+            Some((_, Err(error))) => Err(NodeError::Identity(*error)),
+            None => Err(NodeError::Stopped),
+        },
+        _ => Err(NodeError::Stopped),
+    }
+}
+
+fn own_member(settings: &Settings, node: NodeId) -> Member {
+    Member {
+        id: node,
+        name: settings.name.clone(),
+        zone: settings.zone.clone(),
+        weight: settings.weight,
+        peer: settings.advertise_peer.clone(),
+        http: settings.advertise_http.clone(),
+    }
+}
+
+fn read_state(store: &Store, member: Member) -> Result<Persisted, NodeError> {
+    let mut state = Vec::new();
+    for which in [States::Acceptor, States::Decided, States::HlcBound, States::PeerBound] {
+        state.extend(store.states(which)?);
+    }
+    for key in [StateKey::Applied, StateKey::Frozen] {
+        state.extend(store.state(key)?.map(|value| (key, value)));
+    }
+    Ok(Persisted::read(member, state)?)
+}
+
+/// Whether what the node was told fits what its disk knows.
+fn check_start(settings: &Settings, persisted: &Persisted) -> Result<(), NodeError> {
+    let Some(latest) = persisted.decided.last() else {
+        return if settings.start == Start::Resume { Err(NodeError::NoCluster) } else { Ok(()) };
+    };
+    if let Some(known) = latest.member(persisted.node)
+        && known.peer != persisted.member.peer
+    {
+        return Err(NodeError::OtherAddress { known: known.peer.clone(), given: persisted.member.peer.clone() });
+    }
+    if settings.start == Start::Bootstrap {
+        return Err(NodeError::BootstrapRefused(BootstrapRefusal::Used {
+            cluster: latest.cluster,
+            version: latest.version,
+        }));
+    }
+    Ok(())
+}
+
+/// The highest clock bound that any earlier life made durable.
+fn own_bounds(store: &Store) -> Result<Hlc, NodeError> {
+    let mut highest = Hlc(0);
+    for (_, value) in store.states(States::HlcBound)? {
+        let bytes: [u8; 8] = value.as_ref().try_into().map_err(|_| NodeError::DamagedIdentity)?;
+        highest = highest.max(Hlc(u64::from_be_bytes(bytes)));
+    }
+    Ok(highest)
+}
+
+/// Rises with each start, in seconds: the clock's bound was raised by at least one since the last one.
+fn generation(bound: Hlc) -> u64 {
+    let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    (bound.micros() / 1_000_000 + 1).max(wall.as_secs())
+}
+
+fn shard_settings(settings: &Settings, node: NodeId, index: usize, bound: Hlc) -> Result<ShardSettings, NodeError> {
+    let count = settings.shards;
+    debug_assert!(count <= usize::from(CLUSTER_BOUND));
+    Ok(ShardSettings {
+        zone: settings.zone.clone(),
+        durable_bound: bound,
+        seed: random_u64()?,
+        drift_max: settings.clock_drift_max.as_micros() as u64,
+        hint_bytes_max: settings.hints.bytes_per_target / count as u64,
+        hint_age_max: settings.hints.age.as_micros() as u64,
+        hint_rate: (settings.hints.rate / count as u64).max(1),
+        ops_max: settings.limits.requests.max(64),
+        ..ShardSettings::new(node, index as u8, count as u8)
+    })
+}
+
+/// Tells the cluster machine what the user asked for.
+fn begin(
+    settings: &Settings,
+    fresh: bool,
+    mail: &mpsc::UnboundedSender<ClusterMail>,
+    transport: &Transport,
+) -> Result<(), NodeError> {
+    match &settings.start {
+        Start::Bootstrap if fresh => {
+            let mut secret = [0_u8; 32];
+            fill_random(&mut secret)?;
+            let input = ClusterInput::Bootstrap {
+                cluster: ClusterId(random_u64()?),
+                seed: random_u64()?,
+                secret: Secret(secret),
+                partition_bits: settings.partition_bits,
+            };
+            let _ = mail.send(ClusterMail::Input(input));
+        }
+        Start::Join(addresses) => {
+            tokio::spawn(contact(transport.clone(), addresses.clone(), mail.clone()));
+        }
+        Start::Resume | Start::Bootstrap => {}
+    }
+    Ok(())
+}
+
+/// Dials the addresses of `--join` until each has been reached once.
+async fn contact(transport: Transport, addresses: Vec<String>, mail: mpsc::UnboundedSender<ClusterMail>) {
+    let mut reached: Vec<NodeId> = Vec::new();
+    let mut left = addresses;
+    let mut pause = Duration::from_millis(50);
+    while !left.is_empty() {
+        let mut still = Vec::new();
+        for address in left {
+            match tokio::time::timeout(Duration::from_secs(3), transport.dial(&address)).await {
+                Ok(Ok(id)) => {
+                    if !reached.contains(&id) {
+                        reached.push(id);
+                    }
+                    if mail.send(ClusterMail::Input(ClusterInput::Contacts(reached.clone()))).is_err() {
+                        return;
+                    }
+                }
+                Ok(Err(error)) => {
+                    warn!(%address, %error, "cannot reach a node to join, trying again");
+                    still.push(address);
+                }
+                Err(_) => {
+                    warn!(%address, "a node to join does not answer, trying again");
+                    still.push(address);
+                }
+            }
+        }
+        left = still;
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_secs(2));
+    }
+}
+
+/// Follows the disk's state: full or not, and what RocksDB says of itself.
+async fn watch_disk(handle: Handle, store: Store) {
+    let mut beat = tokio::time::interval(Duration::from_millis(500));
+    beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        beat.tick().await;
+        let full = store.properties().disk_full;
+        let before = handle.state().disk_full;
+        if full != before {
+            handle.update_state(|state| state.disk_full = full);
+            if full {
+                warn!("the disk is full: writes are refused, reads are served; make room");
+            } else {
+                info!("there is room on the disk again: writes are taken");
+            }
+        }
+    }
+}
+
+async fn drain(inlets: &[Inlets], limit: Duration) {
+    let waits: Vec<oneshot::Receiver<()>> = inlets
+        .iter()
+        .filter_map(|inlet| {
+            let (done, wait) = oneshot::channel();
+            inlet.mail.send(Mail::Drain(done)).ok().map(|()| wait)
+        })
+        .collect();
+    let all = futures_util::future::join_all(waits);
+    if tokio::time::timeout(limit, all).await.is_err() {
+        warn!("some requests were still open when the time to stop was over");
+    }
+}
+
+fn random_u64() -> Result<u64, NodeError> {
+    let mut bytes = [0_u8; 8];
+    fill_random(&mut bytes)?;
+    Ok(u64::from_le_bytes(bytes))
+}
+
+fn fill_random(bytes: &mut [u8]) -> Result<(), NodeError> {
+    rand::rngs::OsRng.try_fill_bytes(bytes).map_err(|_| NodeError::Random)
+}
+

@@ -11,6 +11,8 @@ cd "$(dirname "$0")/.."
 # Crates marked (macro) run in the compiler only; theirs is no code at run time.
 allowed="
 torc-protocol torc-ring
+arrayvec blake3 cfg-if constant_time_eq cpufeatures libc
+base64
 bincode bincode_derive
 bytes
 hashring
@@ -23,6 +25,9 @@ xxhash-rust
 "
 # bincode, bincode_derive, unty, virtue: the wire codec        bytes: values without copies
 # hashring, siphasher: places the virtual nodes                 xxhash-rust: tokens
+# blake3 (and its arrayvec, cfg-if, constant_time_eq, cpufeatures): codes of causal contexts; cpufeatures
+# asks libc, on ARM only, which instructions the processor has, and the results are the same with all
+# base64: contexts as text
 # serde*: derives of the config value                           thiserror*: error enums
 # proc-macro2, quote, syn, unicode-ident, virtue*, *_derive, *-impl: (macro)
 

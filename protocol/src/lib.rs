@@ -9,6 +9,7 @@ pub mod clocks;
 pub mod cluster;
 pub mod cluster_io;
 pub mod cluster_message;
+pub mod context;
 mod core;
 mod get;
 mod hints;

@@ -91,12 +91,16 @@ impl Causal {
     /// Whether the dot has been seen.
     #[must_use]
     pub fn covers(&self, dot: Dot) -> bool {
-        self.0.get(&(dot.node, dot.epoch)).is_some_and(|highest| *highest >= dot.hlc)
+        self.0
+            .get(&(dot.node, dot.epoch))
+            .is_some_and(|highest| *highest >= dot.hlc)
     }
 
     /// The highest dots, rising by (node, epoch).
     pub fn dots(&self) -> impl Iterator<Item = Dot> + '_ {
-        self.0.iter().map(|(&(node, epoch), &hlc)| Dot { node, epoch, hlc })
+        self.0
+            .iter()
+            .map(|(&(node, epoch), &hlc)| Dot { node, epoch, hlc })
     }
 
     /// Number of entries.
@@ -114,7 +118,12 @@ impl Causal {
     /// The greatest version among the dots.
     #[must_use]
     pub fn version(&self) -> Option<Version> {
-        self.dots().map(|dot| Version { hlc: dot.hlc, node: dot.node }).max()
+        self.dots()
+            .map(|dot| Version {
+                hlc: dot.hlc,
+                node: dot.node,
+            })
+            .max()
     }
 }
 
@@ -177,12 +186,16 @@ impl Siblings {
             last.insert(sibling.write, *dot);
         }
         let shown = move |(dot, sibling): &(&Dot, &Sibling)| last.get(&sibling.write) == Some(*dot);
-        self.dots.iter().filter(shown).map(|(dot, sibling)| (*dot, sibling))
+        self.dots
+            .iter()
+            .filter(shown)
+            .map(|(dot, sibling)| (*dot, sibling))
     }
 
     /// The siblings that a reader at `micros` since 1970 sees.
     pub fn visible(&self, micros: u64) -> impl Iterator<Item = (Dot, &Sibling)> {
-        self.siblings().filter(move |(_, sibling)| sibling.is_visible(micros))
+        self.siblings()
+            .filter(move |(_, sibling)| sibling.is_visible(micros))
     }
 
     /// Whether this write is in the set: a retry of it changes nothing.
@@ -207,7 +220,8 @@ impl Siblings {
     /// not seen it either.
     pub fn merge(&mut self, other: Self) {
         let (mine, theirs) = (&self.context, &other.context);
-        self.dots.retain(|dot, _| other.dots.contains_key(dot) || !theirs.covers(*dot));
+        self.dots
+            .retain(|dot, _| other.dots.contains_key(dot) || !theirs.covers(*dot));
         for (dot, sibling) in other.dots {
             match self.dots.entry(dot) {
                 Entry::Occupied(mut held) => {
@@ -234,7 +248,11 @@ impl Siblings {
         if self.context.len() > ENTRIES_MAX || self.dots.len() > ENTRIES_MAX {
             return Err(RecordError::Malformed);
         }
-        let contents: usize = self.dots.values().map(|s| SIBLING_LEN + s.content_len()).sum();
+        let contents: usize = self
+            .dots
+            .values()
+            .map(|s| SIBLING_LEN + s.content_len())
+            .sum();
         let fixed = SHARED_LEN + COUNTS_LEN + DOT_LEN * self.context.len();
         let mut out = BytesMut::with_capacity(fixed + contents);
         out.put_bytes(0, SHARED_LEN);
@@ -253,7 +271,9 @@ impl Siblings {
 
 impl Sibling {
     fn content_len(&self) -> usize {
-        self.content.as_ref().map_or(0, |content| content.content_type.len() + content.value.len())
+        self.content.as_ref().map_or(0, |content| {
+            content.content_type.len() + content.value.len()
+        })
     }
 
     fn put(&self, out: &mut BytesMut) -> Result<(), RecordError> {
@@ -266,7 +286,11 @@ impl Sibling {
         }
         out.put_u128(self.write);
         out.put_u64(self.expiry.unwrap_or(0));
-        out.put_u8(if self.content.is_none() { FLAG_TOMBSTONE } else { 0 });
+        out.put_u8(if self.content.is_none() {
+            FLAG_TOMBSTONE
+        } else {
+            0
+        });
         out.put_u16(content_type.len() as u16);
         out.put_u32(value.len() as u32);
         out.put_slice(content_type);
@@ -299,12 +323,20 @@ struct Framed {
 
 impl<'a> Reader<'a> {
     fn new(bytes: &'a [u8]) -> Result<Self, RecordError> {
-        let rest = bytes.get(SHARED_LEN..).ok_or(RecordError::Truncated { len: bytes.len() })?;
-        Ok(Self { rest, at: SHARED_LEN })
+        let rest = bytes
+            .get(SHARED_LEN..)
+            .ok_or(RecordError::Truncated { len: bytes.len() })?;
+        Ok(Self {
+            rest,
+            at: SHARED_LEN,
+        })
     }
 
     fn take(&mut self, len: usize) -> Result<&'a [u8], RecordError> {
-        let (taken, rest) = self.rest.split_at_checked(len).ok_or(RecordError::Malformed)?;
+        let (taken, rest) = self
+            .rest
+            .split_at_checked(len)
+            .ok_or(RecordError::Malformed)?;
         self.rest = rest;
         self.at += len;
         Ok(taken)
@@ -317,7 +349,11 @@ impl<'a> Reader<'a> {
 
     fn dot(&mut self) -> Result<Dot, RecordError> {
         let mut bytes = self.take(DOT_LEN)?;
-        Ok(Dot { node: NodeId(bytes.get_u64()), epoch: bytes.get_u64(), hlc: Hlc(bytes.get_u64()) })
+        Ok(Dot {
+            node: NodeId(bytes.get_u64()),
+            epoch: bytes.get_u64(),
+            hlc: Hlc(bytes.get_u64()),
+        })
     }
 
     fn sibling(&mut self) -> Result<Framed, RecordError> {
@@ -338,7 +374,14 @@ impl<'a> Reader<'a> {
         let middle = self.at;
         self.take(value_len)?;
         let (content_type, value) = (start..middle, middle..self.at);
-        Ok(Framed { dot, write, expiry, tombstone, content_type, value })
+        Ok(Framed {
+            dot,
+            write,
+            expiry,
+            tombstone,
+            content_type,
+            value,
+        })
     }
 }
 
@@ -359,7 +402,10 @@ fn walk(
             return Err(RecordError::Malformed);
         }
         last = Some(dot);
-        version = version.max(Some(Version { hlc: dot.hlc, node: dot.node }));
+        version = version.max(Some(Version {
+            hlc: dot.hlc,
+            node: dot.node,
+        }));
         on_seen(dot);
     }
     let stated = crate::record::digest_of(bytes).map(|digest| digest.version);
@@ -376,14 +422,21 @@ fn walk(
         last = Some(sibling.dot);
         on_sibling(sibling);
     }
-    if reader.rest.is_empty() { Ok(()) } else { Err(RecordError::Malformed) }
+    if reader.rest.is_empty() {
+        Ok(())
+    } else {
+        Err(RecordError::Malformed)
+    }
 }
 
 /// Whether an encoded context, whose order was checked, covers the dot.
 fn is_covered(context: &[u8], dot: Dot) -> bool {
     let entry = |at: usize| {
         let mut bytes = &context[at * DOT_LEN..(at + 1) * DOT_LEN];
-        ((NodeId(bytes.get_u64()), bytes.get_u64()), Hlc(bytes.get_u64()))
+        (
+            (NodeId(bytes.get_u64()), bytes.get_u64()),
+            Hlc(bytes.get_u64()),
+        )
     };
     let (mut low, mut high) = (0, context.len() / DOT_LEN);
     while low < high {
@@ -410,7 +463,14 @@ fn decode(bytes: &Bytes) -> Result<Siblings, RecordError> {
                 value: bytes.slice(framed.value),
             });
             let expiry = (framed.expiry > 0).then_some(framed.expiry);
-            dots.insert(framed.dot, Sibling { write: framed.write, expiry, content });
+            dots.insert(
+                framed.dot,
+                Sibling {
+                    write: framed.write,
+                    expiry,
+                    content,
+                },
+            );
         },
     )?;
     Ok(set)
@@ -444,16 +504,30 @@ mod tests {
     use super::*;
 
     fn dot(node: u64, hlc: u64) -> Dot {
-        Dot { node: NodeId(node), epoch: 1, hlc: Hlc(hlc) }
+        Dot {
+            node: NodeId(node),
+            epoch: 1,
+            hlc: Hlc(hlc),
+        }
     }
 
     fn value(write: u128, text: &'static str) -> Sibling {
-        let content = Content { content_type: Bytes::from_static(b"t"), value: text.into() };
-        Sibling { write, expiry: None, content: Some(content) }
+        let content = Content {
+            content_type: Bytes::from_static(b"t"),
+            value: text.into(),
+        };
+        Sibling {
+            write,
+            expiry: None,
+            content: Some(content),
+        }
     }
 
     fn texts(set: &Siblings) -> Vec<&[u8]> {
-        set.visible(0).filter_map(|(_, s)| s.content.as_ref()).map(|c| &c.value[..]).collect()
+        set.visible(0)
+            .filter_map(|(_, s)| s.content.as_ref())
+            .map(|c| &c.value[..])
+            .collect()
     }
 
     fn merged(a: &Siblings, b: &Siblings) -> Siblings {
@@ -472,7 +546,11 @@ mod tests {
         let seen = both.context().clone();
         both.write(&seen, dot(1, 12), value(3, "both"));
         assert_eq!(texts(&both), [b"both"]);
-        assert_eq!(texts(&merged(&both, &a)), [b"both"], "what was replaced stays replaced");
+        assert_eq!(
+            texts(&merged(&both, &a)),
+            [b"both"],
+            "what was replaced stays replaced"
+        );
         assert_eq!(texts(&merged(&b, &both)), [b"both"]);
     }
 
@@ -491,11 +569,20 @@ mod tests {
         let (mut a, mut b) = (Siblings::default(), Siblings::default());
         a.write(&Causal::new(), dot(1, 10), value(7, "once"));
         a.write(&Causal::new(), dot(1, 11), value(7, "once"));
-        assert_eq!(a.context().version(), Some(Version { hlc: Hlc(10), node: NodeId(1) }));
+        assert_eq!(
+            a.context().version(),
+            Some(Version {
+                hlc: Hlc(10),
+                node: NodeId(1)
+            })
+        );
         b.write(&Causal::new(), dot(2, 12), value(7, "once"));
         let mut both = merged(&a, &b);
         assert_eq!(texts(&both), [b"once"]);
-        assert_eq!(both.siblings().map(|(dot, _)| dot).collect::<Vec<_>>(), [dot(2, 12)]);
+        assert_eq!(
+            both.siblings().map(|(dot, _)| dot).collect::<Vec<_>>(),
+            [dot(2, 12)]
+        );
         let seen = both.context().clone();
         both.write(&seen, dot(1, 13), value(8, "next"));
         assert_eq!(texts(&both), [b"next"], "both dots are replaced");
@@ -504,12 +591,29 @@ mod tests {
     #[test]
     fn a_deletion_and_an_expired_value_are_not_visible() {
         let mut set = Siblings::default();
-        set.write(&Causal::new(), dot(1, 10), Sibling { write: 1, expiry: None, content: None });
-        let expiring = Sibling { expiry: Some(77), ..value(2, "brief") };
+        set.write(
+            &Causal::new(),
+            dot(1, 10),
+            Sibling {
+                write: 1,
+                expiry: None,
+                content: None,
+            },
+        );
+        let expiring = Sibling {
+            expiry: Some(77),
+            ..value(2, "brief")
+        };
         set.write(&Causal::new(), dot(1, 11), expiring);
         let record = set.to_record().expect("encodes");
         assert!(record.is_visible(76) && !record.is_visible(77));
-        assert_eq!(record.version(), Version { hlc: Hlc(11), node: NodeId(1) });
+        assert_eq!(
+            record.version(),
+            Version {
+                hlc: Hlc(11),
+                node: NodeId(1)
+            }
+        );
         assert_eq!(Siblings::read(&record), Ok(set));
     }
 
@@ -525,7 +629,9 @@ mod tests {
         expected.extend(&bytes[18..26]);
         expected.extend([0, 1, 0, 1]);
         for _ in 0..2 {
-            [3_u64, 1, 5].iter().for_each(|word| expected.extend(word.to_be_bytes()));
+            for word in [3_u64, 1, 5] {
+                expected.extend(word.to_be_bytes());
+            }
         }
         expected.extend(9_u128.to_be_bytes());
         expected.extend([0; 8]);
@@ -547,13 +653,25 @@ mod tests {
             bytes[two].copy_from_slice(&good[one]);
             bytes
         };
-        assert_eq!(check(&swapped), Err(RecordError::Malformed), "entries out of order");
+        assert_eq!(
+            check(&swapped),
+            Err(RecordError::Malformed),
+            "entries out of order"
+        );
         let mut uncovered = good.clone();
         uncovered[30 + 2 * DOT_LEN + 23] = 9;
-        assert_eq!(check(&uncovered), Err(RecordError::Malformed), "a dot beyond the context");
+        assert_eq!(
+            check(&uncovered),
+            Err(RecordError::Malformed),
+            "a dot beyond the context"
+        );
         let mut longer = good.clone();
         longer.push(0);
-        assert_eq!(check(&longer), Err(RecordError::Malformed), "bytes at the end");
+        assert_eq!(
+            check(&longer),
+            Err(RecordError::Malformed),
+            "bytes at the end"
+        );
         for len in 0..good.len() {
             assert!(check(&good[..len]).is_err(), "cut at {len}");
         }
@@ -563,7 +681,13 @@ mod tests {
     #[derive(Clone, Copy, Debug)]
     enum Step {
         /// A client that read at the second owner so many steps ago writes at the first one.
-        Write { at: usize, read_at: usize, blind: bool, delete: bool, retry: bool },
+        Write {
+            at: usize,
+            read_at: usize,
+            blind: bool,
+            delete: bool,
+            retry: bool,
+        },
         /// The first owner gets the second one's state.
         Sync(usize, usize),
         /// An owner loses its data and gets a new epoch.
@@ -587,10 +711,24 @@ mod tests {
         let mut states = Vec::new();
         for (now, step) in steps.iter().enumerate() {
             let changed = match *step {
-                Step::Write { at, read_at, blind, delete, retry } => {
-                    let seen = if blind { Causal::new() } else { owners[read_at].context().clone() };
+                Step::Write {
+                    at,
+                    read_at,
+                    blind,
+                    delete,
+                    retry,
+                } => {
+                    let seen = if blind {
+                        Causal::new()
+                    } else {
+                        owners[read_at].context().clone()
+                    };
                     write += u128::from(!retry || write == 0);
-                    let dot = Dot { node: NodeId(at as u64), epoch: epochs[at], hlc: Hlc(now as u64 + 1) };
+                    let dot = Dot {
+                        node: NodeId(at as u64),
+                        epoch: epochs[at],
+                        hlc: Hlc(now as u64 + 1),
+                    };
                     let mut sibling = value(write, "v");
                     if delete {
                         sibling.content = None;

@@ -551,7 +551,7 @@ impl World {
             node.frozen = None;
         }
         let ring = config.ring_version;
-        let delay = self.rng.between(0, 5 * MS);
+        let delay = self.rng.between(0, self.weather.delay);
         self.after(
             delay,
             Happening::Answer {

@@ -236,7 +236,6 @@ async fn receive_all(inner: Arc<Inner>, peer: Arc<Peer>, link: Arc<Link>, from: 
             _ => tracing::debug!(peer = %link.name, %addr, %error, "peer connection ended"),
         },
         End::Finished => {
-            eprintln!("XX finished {}", streams.len());
             // Nothing is sent on it any more, but what has been sent is still read.
             peer.remove(inner.settings.node, link.id);
             let _ = timeout(STALL_TIME, receive_rest(&inner, &peer, &link, &mut streams)).await;
@@ -325,7 +324,7 @@ fn start_stream(
     let (inner, peer, link) = (inner.clone(), peer.clone(), link.clone());
     streams.spawn(async move {
         match receive_stream(&inner, &peer, &link, stream).await {
-            Ok(()) => eprintln!("XX stream ok"), Err(End::Closed(e)) => eprintln!("XX closed {e}"), Err(End::Finished) => eprintln!("XX reset"),
+            Ok(()) | Err(End::Closed(_) | End::Finished) => {}
             // Closing the connection ends the task that receives from it, which tidies up.
             Err(End::Refused(reason, what)) => inner.refuse_link(&link, reason, what),
         }

@@ -309,7 +309,12 @@ pub enum ConfigError {
 impl Config {
     /// The first configuration of a cluster: `member` alone, and the bucket `default`.
     #[must_use]
-    pub fn bootstrap(cluster: ClusterId, seeds: (u64, Secret), partition_bits: u8, member: Member) -> Self {
+    pub fn bootstrap(
+        cluster: ClusterId,
+        seeds: (u64, Secret),
+        partition_bits: u8,
+        member: Member,
+    ) -> Self {
         let (seed, secret) = seeds;
         Self {
             cluster,

@@ -1,13 +1,18 @@
 //! The consistent-hash ring of torc as pure values: tokens, partitions, placement, members, the
 //! cluster configuration, and what a change of it would move. No I/O, no clocks, no randomness.
 
+mod assign;
 pub mod config;
+mod fair;
 pub mod placement;
+pub mod plan;
 pub mod token;
+mod walk;
 
 pub use config::{
     Bucket, BucketId, ClusterId, Config, ConfigError, ConfigVersion, ConflictMode, Member, NodeId,
-    Quorum, ReadRepair, RingVersion,
+    Quorum, ReadRepair, RingVersion, Secret,
 };
-pub use placement::Ring;
+pub use placement::{NodeLoad, Ring};
+pub use plan::Plan;
 pub use token::{PartitionId, Token};

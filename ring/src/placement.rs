@@ -1,14 +1,18 @@
 //! From a configuration to immutable tables of owners.
 //!
-//! Invariant: the tables are a pure function of (node id, zone, weight) of the members, n and the number
-//! of partitions: any two machines compute the same ones, byte for byte.
-//! Source: Dynamo (2007), section 4.2 and 6.2.
+//! Invariant: the tables are a pure function of (node id, zone, weight) of the members, n and the number of
+//! partitions: any two machines compute the same ones, byte for byte, in whatever order they list the
+//! members. It is computed once for each configuration; a request only indexes a table.
+//!
+//! Source: Dynamo (2007), sections 4.2 and 6.2 (fixed partitions, virtual nodes, preference lists);
+//! Mirrokni, Thorup, Zadimoghaddam (2016) for the load bound. How they come together here, with numbers,
+//! stands in `docs/ring-balance.md`.
 
-use std::hash::{BuildHasher, Hash, Hasher};
+use std::collections::BTreeMap;
 
-use hashring::{DefaultHashBuilder, HashRing};
-
+use crate::assign::{Assignment, assign};
 use crate::config::{BucketId, Config, Member, NodeId, REPLICAS_MAX};
+use crate::fair::{Fair, ONE};
 use crate::token::{PartitionId, Token};
 
 /// The tables of one configuration. Immutable: share it in an `Arc`.
@@ -20,12 +24,33 @@ pub struct Ring {
     target: Option<Tables>,
 }
 
+/// What one node holds in one table.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct NodeLoad {
+    /// The node.
+    pub node: NodeId,
+    /// Partitions of which it is an owner, 0..=partitions.
+    pub replicas: u32,
+    /// Partitions of which it is the first owner, 0..=replicas.
+    pub firsts: u32,
+    /// Replicas that it would hold if they could be cut at will: in proportion to its weight, as far as
+    /// no node holds a partition twice and zones allow it.
+    pub fair: f64,
+}
+
+impl NodeLoad {
+    /// Replicas held as a multiple of the fair share; 1 is perfect, above 1 is too full.
+    pub fn ratio(&self) -> f64 {
+        f64::from(self.replicas) / self.fair.max(f64::MIN_POSITIVE)
+    }
+}
+
 impl Ring {
     /// Computes the tables of the current ring, and of the target ring if there is one, for each n that a
     /// bucket of `config` has.
     #[must_use]
     pub fn compute(config: &Config) -> Self {
-        let counts = config.buckets.iter().map(|b| b.n).collect::<Vec<_>>();
+        let counts: Vec<u8> = config.buckets.iter().map(|bucket| bucket.n).collect();
         let tables = |members: &[Member]| Tables::compute(members, &counts, config.partition_bits);
         Self {
             seed: config.seed,
@@ -57,11 +82,12 @@ impl Ring {
         self.partition_bits
     }
 
-    /// Owners of a partition in the current ring, in order of preference: `min(n, members)` distinct nodes.
+    /// Owners of a partition in the current ring, in order of preference: `min(n, members)` distinct nodes,
+    /// the first ones in distinct zones, as many as there are.
     ///
     /// Empty where there is no table: no bucket has this `n`, or the partition is outside
-    /// `0..partitions()`. Callers take both from the same configuration, so this is a bug of theirs, and
-    /// no owners means that no quorum is met.
+    /// `0..partitions()`. Callers take both from the same configuration, so asking for such a thing is a
+    /// bug of theirs, and no owners means that no quorum is met.
     #[must_use]
     pub fn owners(&self, n: u8, partition: PartitionId) -> &[NodeId] {
         self.current.owners(n, partition)
@@ -76,10 +102,32 @@ impl Ring {
     }
 
     /// The nodes that may stand in for dead owners: up to `n` distinct nodes that follow them on the
-    /// current ring, in order of preference. Empty where [`Ring::owners`] is.
+    /// current ring, in order of preference. Empty where [`Ring::owners`] is, and where all are owners.
     #[must_use]
     pub fn stand_ins(&self, n: u8, partition: PartitionId) -> &[NodeId] {
         self.current.stand_ins(n, partition)
+    }
+
+    /// Whether `node` owns that partition in the current ring.
+    #[must_use]
+    pub fn owns(&self, n: u8, partition: PartitionId, node: NodeId) -> bool {
+        self.owners(n, partition).contains(&node)
+    }
+
+    /// Whether a change is in its joint phase and gives that partition other owners. (Another order of
+    /// preference alone moves nothing.)
+    #[must_use]
+    pub fn is_moving(&self, n: u8, partition: PartitionId) -> bool {
+        let owners = self.owners(n, partition);
+        let changes = |target: &[NodeId]| {
+            target.len() != owners.len() || target.iter().any(|node| !owners.contains(node))
+        };
+        self.target_owners(n, partition).is_some_and(changes)
+    }
+
+    /// The values of n that have a table, ascending: those of the buckets.
+    pub fn replica_counts(&self) -> impl Iterator<Item = u8> {
+        (0..=REPLICAS_MAX).filter(|&n| self.current.table(n).is_some())
     }
 
     /// Share of all replicas that `node` holds in the current ring, 0..=1; 0 where there is no table.
@@ -88,191 +136,160 @@ impl Ring {
         let Some(table) = self.current.table(n) else {
             return 0.0;
         };
-        let held = table.owners.iter().filter(|&&owner| owner == node).count();
-        held as f64 / table.owners.len().max(1) as f64
+        let held = table.load(node).map_or(0, |load| load.replicas);
+        f64::from(held) / table.owners.len().max(1) as f64
     }
 
     /// The partitions that `node` owns in the current ring, in order.
     pub fn partitions_of(&self, n: u8, node: NodeId) -> impl Iterator<Item = PartitionId> {
+        let owned = move |&partition: &PartitionId| self.owns(n, partition, node);
         (0..self.partitions())
             .map(|index| PartitionId(index as u16))
-            .filter(move |&partition| self.owners(n, partition).contains(&node))
+            .filter(owned)
+    }
+
+    /// What each member holds in the current ring, ordered by node id; empty where there is no table.
+    #[must_use]
+    pub fn loads(&self, n: u8) -> &[NodeLoad] {
+        self.current.table(n).map_or(&[], |table| &table.loads)
+    }
+
+    /// What each member of the target ring will hold; `None` unless a change is in its joint phase.
+    #[must_use]
+    pub fn target_loads(&self, n: u8) -> Option<&[NodeLoad]> {
+        self.target
+            .as_ref()
+            .map(|tables| tables.table(n).map_or(&[][..], |table| &table.loads))
+    }
+
+    /// The node of the current ring that holds most in proportion to its fair share.
+    ///
+    /// It holds at most 1.10 of that, rounded up to a whole replica, unless zones leave no other choice.
+    #[must_use]
+    pub fn fullest(&self, n: u8) -> Option<NodeLoad> {
+        fullest(self.loads(n))
     }
 }
 
+/// The load with the greatest [`NodeLoad::ratio`].
+pub(crate) fn fullest(loads: &[NodeLoad]) -> Option<NodeLoad> {
+    loads
+        .iter()
+        .copied()
+        .max_by(|a, b| a.ratio().total_cmp(&b.ratio()))
+}
+
+/// What placement knows of a member.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Site {
+    pub(crate) id: NodeId,
+    pub(crate) weight: u32,
+    /// Number of its zone, 0..zones.
+    pub(crate) zone: usize,
+}
+
+fn sites(members: &[Member]) -> Vec<Site> {
+    let mut zones: BTreeMap<&str, usize> = members.iter().map(|m| (m.zone.as_str(), 0)).collect();
+    zones
+        .values_mut()
+        .enumerate()
+        .for_each(|(at, number)| *number = at);
+    let site = |m: &Member| Site {
+        id: m.id,
+        weight: m.weight.max(1),
+        zone: zones[m.zone.as_str()],
+    };
+    let mut sites: Vec<Site> = members.iter().map(site).collect();
+    sites.sort_by_key(|site| site.id);
+    sites.dedup_by_key(|site| site.id);
+    sites
+}
+
+/// The tables of one set of members, by n.
 #[derive(Clone, Debug)]
-struct Tables {
-    by_n: Vec<Option<Table>>,
+pub(crate) struct Tables {
+    by_n: [Option<Table>; REPLICAS_MAX as usize + 1],
 }
 
 impl Tables {
-    fn compute(members: &[Member], counts: &[u8], partition_bits: u8) -> Self {
-        let walk = Walk::new(members);
-        let mut by_n = vec![None; usize::from(REPLICAS_MAX) + 1];
+    pub(crate) fn compute(members: &[Member], counts: &[u8], partition_bits: u8) -> Self {
+        let sites = sites(members);
+        let mut by_n = [const { None }; REPLICAS_MAX as usize + 1];
         for &n in counts {
-            if let Some(slot) = by_n.get_mut(usize::from(n)) {
-                slot.get_or_insert_with(|| walk.table(n, partition_bits));
+            if let Some(slot @ None) = by_n.get_mut(usize::from(n)) {
+                let assignment = assign(&sites, usize::from(n), partition_bits);
+                *slot = Some(Table::new(&sites, &assignment));
             }
         }
         Self { by_n }
     }
 
-    fn table(&self, n: u8) -> Option<&Table> {
+    pub(crate) fn table(&self, n: u8) -> Option<&Table> {
         self.by_n.get(usize::from(n)).and_then(Option::as_ref)
     }
 
-    fn owners(&self, n: u8, partition: PartitionId) -> &[NodeId] {
-        self.table(n)
-            .map_or(&[], |t| row(&t.owners, t.owners_each, partition))
+    pub(crate) fn owners(&self, n: u8, partition: PartitionId) -> &[NodeId] {
+        self.table(n).map_or(&[], |table| {
+            row(&table.owners, table.owners_each, partition)
+        })
     }
 
     fn stand_ins(&self, n: u8, partition: PartitionId) -> &[NodeId] {
-        self.table(n)
-            .map_or(&[], |t| row(&t.stand_ins, t.stand_ins_each, partition))
+        self.table(n).map_or(&[], |table| {
+            row(&table.stand_ins, table.stand_ins_each, partition)
+        })
     }
 }
 
 #[derive(Clone, Debug)]
-struct Table {
+pub(crate) struct Table {
     owners_each: usize,
     owners: Vec<NodeId>,
     stand_ins_each: usize,
     stand_ins: Vec<NodeId>,
+    pub(crate) loads: Vec<NodeLoad>,
+}
+
+impl Table {
+    fn new(sites: &[Site], assignment: &Assignment) -> Self {
+        let ids = |list: &[u32]| list.iter().map(|&site| sites[site as usize].id).collect();
+        let owners_each = assignment.owners_each;
+        let partitions = assignment.owners.len() / owners_each.max(1);
+        let empty = |(site, fair): (&Site, &Fair)| {
+            let fair = fair.share as f64 / ONE as f64 * partitions as f64;
+            NodeLoad {
+                node: site.id,
+                replicas: 0,
+                firsts: 0,
+                fair,
+            }
+        };
+        let mut loads: Vec<NodeLoad> = sites.iter().zip(&assignment.fair).map(empty).collect();
+        for owners in assignment.owners.chunks(owners_each.max(1)) {
+            loads[owners[0] as usize].firsts += 1;
+            for &owner in owners {
+                loads[owner as usize].replicas += 1;
+            }
+        }
+        Self {
+            owners_each,
+            owners: ids(&assignment.owners),
+            stand_ins_each: assignment.stand_ins_each,
+            stand_ins: ids(&assignment.stand_ins),
+            loads,
+        }
+    }
+
+    pub(crate) fn load(&self, node: NodeId) -> Option<&NodeLoad> {
+        let at = self
+            .loads
+            .binary_search_by_key(&node, |load| load.node)
+            .ok()?;
+        self.loads.get(at)
+    }
 }
 
 fn row(nodes: &[NodeId], each: usize, partition: PartitionId) -> &[NodeId] {
     let start = usize::from(partition.0) * each;
     nodes.get(start..start + each).unwrap_or(&[])
-}
-
-/// Virtual nodes of a member of weight 100.
-const VNODES: u64 = 256;
-
-#[derive(Clone, Copy)]
-struct VNode {
-    member: usize,
-    id: NodeId,
-    index: u64,
-}
-
-impl Hash for VNode {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        // As bytes of a fixed order: integers and slices hash differently from machine to machine.
-        let mut bytes = [0_u8; 16];
-        bytes[..8].copy_from_slice(&self.id.0.to_be_bytes());
-        bytes[8..].copy_from_slice(&self.index.to_be_bytes());
-        state.write(&bytes);
-    }
-}
-
-struct Walk<'a> {
-    members: &'a [Member],
-    tokens: Vec<(u64, usize)>,
-}
-
-impl<'a> Walk<'a> {
-    fn new(members: &'a [Member]) -> Self {
-        let mut ring = HashRing::new();
-        let mut vnodes = Vec::new();
-        for (at, member) in members.iter().enumerate() {
-            let count = (u64::from(member.weight) * VNODES).div_ceil(100);
-            vnodes.extend((0..count).map(|index| VNode {
-                member: at,
-                id: member.id,
-                index,
-            }));
-        }
-        ring.batch_add(vnodes);
-        let mut tokens: Vec<_> = ring
-            .into_iter()
-            .map(|vnode| (DefaultHashBuilder.hash_one(vnode), vnode.id, vnode.member))
-            .collect();
-        tokens.sort_unstable();
-        Self {
-            members,
-            tokens: tokens
-                .into_iter()
-                .map(|(token, _, member)| (token, member))
-                .collect(),
-        }
-    }
-
-    fn table(&self, n: u8, partition_bits: u8) -> Table {
-        let owners_each = usize::from(n).min(self.members.len());
-        let stand_ins_each = usize::from(n).min(self.members.len() - owners_each);
-        let mut table = Table {
-            owners_each,
-            owners: Vec::new(),
-            stand_ins_each,
-            stand_ins: Vec::new(),
-        };
-        for index in 0..1_u32 << partition_bits {
-            let point = PartitionId(index as u16).first_token(partition_bits).0;
-            let start = self.tokens.partition_point(|&(token, _)| token < point);
-            let mut order = Vec::new();
-            for &(_, member) in self.tokens[start..].iter().chain(&self.tokens[..start]) {
-                if !order.contains(&member) {
-                    order.push(member);
-                }
-                if order.len() == self.members.len().min(64 + owners_each + stand_ins_each) {
-                    break;
-                }
-            }
-            let mut owners: Vec<usize> = Vec::new();
-            for fresh_zone in [true, false] {
-                for &member in &order {
-                    let zone = &self.members[member].zone;
-                    let known = owners.iter().any(|&o| self.members[o].zone == *zone);
-                    if owners.len() < owners_each
-                        && !owners.contains(&member)
-                        && !(fresh_zone && known)
-                    {
-                        owners.push(member);
-                    }
-                }
-            }
-            let rest = order.iter().filter(|member| !owners.contains(member));
-            table
-                .stand_ins
-                .extend(rest.take(stand_ins_each).map(|&m| self.members[m].id));
-            table
-                .owners
-                .extend(owners.iter().map(|&m| self.members[m].id));
-        }
-        table
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::ClusterId;
-
-    #[test]
-    fn owners_and_stand_ins_are_distinct() {
-        let member = |id: u64| Member {
-            id: NodeId(id),
-            name: format!("n{id}"),
-            zone: String::new(),
-            weight: 100,
-            peer: String::new(),
-            http: String::new(),
-        };
-        for members in 1..9 {
-            let mut config = Config::bootstrap(ClusterId(1), 7, 6, member(1));
-            config.current = (1..=members).map(member).collect();
-            let ring = Ring::compute(&config);
-            for index in 0..64 {
-                let partition = PartitionId(index);
-                let mut all = ring.owners(3, partition).to_vec();
-                assert_eq!(all.len(), 3.min(members as usize));
-                all.extend_from_slice(ring.stand_ins(3, partition));
-                assert_eq!(all.len(), 6.min(members as usize));
-                all.sort_unstable();
-                all.dedup();
-                assert_eq!(all.len(), 6.min(members as usize));
-                assert!(ring.owners(4, partition).is_empty());
-            }
-        }
-    }
 }

@@ -25,19 +25,17 @@ impl Token {
     /// Token of `key` in `bucket`: `xxh3_64(seed, bucket id ‖ key)`, the id as four bytes, big endian.
     #[must_use]
     pub fn of(seed: u64, bucket: BucketId, key: &[u8]) -> Self {
-        // Keys of up to 252 bytes take the stack; longer ones are rare and pay for one allocation.
-        const INLINE: usize = 256;
-        let len = 4 + key.len();
-        if len <= INLINE {
-            let mut buf = [0_u8; INLINE];
-            buf[..4].copy_from_slice(&bucket.0.to_be_bytes());
-            buf[4..len].copy_from_slice(key);
-            Self(xxh3_64_with_seed(&buf[..len], seed))
-        } else {
-            let mut buf = Vec::with_capacity(len);
-            buf.extend_from_slice(&bucket.0.to_be_bytes());
-            buf.extend_from_slice(key);
-            Self(xxh3_64_with_seed(&buf, seed))
+        // Most keys fit into the small buffer, nearly all others into the large one, which costs more to
+        // clear than such a key costs to hash; longer ones pay for one allocation.
+        match 4 + key.len() {
+            0..=48 => Self(hash_on_stack::<48>(seed, bucket, key)),
+            49..=256 => Self(hash_on_stack::<256>(seed, bucket, key)),
+            len => {
+                let mut buf = Vec::with_capacity(len);
+                buf.extend_from_slice(&bucket.0.to_be_bytes());
+                buf.extend_from_slice(key);
+                Self(xxh3_64_with_seed(&buf, seed))
+            }
         }
     }
 
@@ -51,6 +49,15 @@ impl Token {
             PartitionId((self.0 >> (64 - u32::from(bits))) as u16)
         }
     }
+}
+
+#[inline]
+fn hash_on_stack<const SIZE: usize>(seed: u64, bucket: BucketId, key: &[u8]) -> u64 {
+    let mut buf = [0_u8; SIZE];
+    let len = 4 + key.len();
+    buf[..4].copy_from_slice(&bucket.0.to_be_bytes());
+    buf[4..len].copy_from_slice(key);
+    xxh3_64_with_seed(&buf[..len], seed)
 }
 
 impl PartitionId {
@@ -92,6 +99,20 @@ mod tests {
         assert_ne!(
             Token::of(0, BucketId(1), b"a"),
             Token::of(1, BucketId(1), b"a")
+        );
+        // Where the way of hashing changes, the token must not.
+        for len in [0, 1, 43, 44, 45, 251, 252, 253, 1024] {
+            let key: Vec<u8> = (0..len).map(|at| at as u8).collect();
+            let whole = [&[0, 0, 0, 1], key.as_slice()].concat();
+            assert_eq!(
+                Token::of(9, BucketId(1), &key),
+                Token(xxh3_64_with_seed(&whole, 9)),
+                "{len} bytes"
+            );
+        }
+        assert_eq!(
+            Token::of(0, BucketId(1), b"a"),
+            Token(6_145_840_799_761_871_658)
         );
         let long = vec![7_u8; 1024];
         assert_eq!(

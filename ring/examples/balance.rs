@@ -1,0 +1,148 @@
+//! Prints how evenly the ring spreads replicas, and how many move when a node joins or leaves.
+//!
+//! `cargo run --release -p torc-ring --example balance [SEEDS]` repeats the tables of
+//! `docs/ring-balance.md`; SEEDS (default 10) is the number of clusters with random node ids in each row.
+
+use std::io::Write;
+
+use torc_ring::{ClusterId, Config, Member, NodeId, Plan, Secret};
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+struct Case {
+    nodes: u64,
+    bits: u8,
+    n: u8,
+    weights: &'static [u32],
+    zones: u64,
+}
+
+const EVEN: &[u32] = &[100];
+const UNEVEN: &[u32] = &[50, 100, 200, 400];
+
+const fn case(nodes: u64, bits: u8, weights: &'static [u32], zones: u64) -> Case {
+    Case {
+        nodes,
+        bits,
+        n: 3,
+        weights,
+        zones,
+    }
+}
+
+const CASES: &[Case] = &[
+    case(3, 10, EVEN, 1),
+    case(4, 10, EVEN, 1),
+    case(5, 10, EVEN, 1),
+    case(10, 10, EVEN, 1),
+    case(30, 10, EVEN, 1),
+    case(99, 10, EVEN, 1),
+    case(100, 10, EVEN, 1),
+    case(101, 10, EVEN, 1),
+    case(300, 10, EVEN, 1),
+    case(1000, 10, EVEN, 1),
+    case(100, 13, EVEN, 1),
+    case(300, 13, EVEN, 1),
+    case(1000, 16, EVEN, 1),
+    case(10, 10, UNEVEN, 1),
+    case(100, 10, UNEVEN, 1),
+    case(1000, 10, UNEVEN, 1),
+    case(6, 10, EVEN, 3),
+    case(12, 10, EVEN, 3),
+    case(99, 10, EVEN, 3),
+    case(1000, 10, EVEN, 3),
+    case(10, 10, EVEN, 2),
+    case(10, 10, EVEN, 5),
+    case(100, 10, EVEN, 5),
+    case(100, 10, UNEVEN, 5),
+];
+
+fn member(seed: u64, index: u64, case: &Case) -> Member {
+    Member {
+        id: NodeId(xxh3_64_with_seed(&index.to_be_bytes(), seed)),
+        name: format!("n{index}"),
+        zone: format!("z{}", index % case.zones),
+        weight: case.weights[(index / case.zones) as usize % case.weights.len()],
+        peer: format!("n{index}:7001"),
+        http: format!("n{index}:8081"),
+    }
+}
+
+fn config(seed: u64, nodes: std::ops::Range<u64>, case: &Case) -> Config {
+    let first = member(seed, nodes.start, case);
+    let mut config = Config::bootstrap(ClusterId(1), (seed, Secret([0; 32])), case.bits, first);
+    config.buckets[0].n = case.n;
+    config.with_members(nodes.map(|index| member(seed, index, case)).collect())
+}
+
+#[derive(Default)]
+struct Sum {
+    total: f64,
+    worst: f64,
+    count: f64,
+}
+
+impl Sum {
+    fn add(&mut self, value: f64) {
+        self.total += value;
+        self.worst = self.worst.max(value);
+        self.count += 1.0;
+    }
+
+    fn mean(&self) -> f64 {
+        self.total / self.count.max(1.0)
+    }
+}
+
+fn main() -> std::io::Result<()> {
+    let seeds: u64 = std::env::args()
+        .nth(1)
+        .and_then(|given| given.parse().ok())
+        .unwrap_or(10);
+    let mut out = std::io::stdout().lock();
+    writeln!(
+        out,
+        "| nodes | partitions | weights | zones | fair share | fullest, worst | × fair, mean | × fair, worst | \
+         over the bound | join, mean | join, worst | leave, mean | leave, worst |"
+    )?;
+    writeln!(out, "|{}", "---:|".repeat(13))?;
+    for case in CASES {
+        let (mut fullest, mut join, mut leave) = (Sum::default(), Sum::default(), Sum::default());
+        let (mut fair, mut replicas, mut over) = (0.0, 0, 0);
+        for seed in 0..seeds {
+            let present = config(seed, 0..case.nodes, case);
+            // Ids are random, so the last one is any one.
+            let before = config(seed, 0..case.nodes - 1, case);
+            let after = config(seed, 1..case.nodes, case);
+            let joining = Plan::between(&before, &present).layouts.remove(0);
+            let leaving = Plan::between(&present, &after).layouts.remove(0);
+            fullest.add(leaving.fullest_before);
+            join.add(joining.overhead().unwrap_or(1.0));
+            leave.add(leaving.overhead().unwrap_or(1.0));
+            for node in &leaving.nodes {
+                over += u32::from(f64::from(node.before) > (1.1 * node.fair_before).ceil());
+                if node.before > replicas {
+                    (replicas, fair) = (node.before, node.fair_before);
+                }
+            }
+        }
+        writeln!(
+            out,
+            "| {} | {} | {} | {} | {fair:.2} | {replicas} | {:.3} | {:.3} | {over} | {:.2} | {:.2} | {:.2} | {:.2} |",
+            case.nodes,
+            1_u32 << case.bits,
+            if case.weights.len() > 1 {
+                "50–400"
+            } else {
+                "equal"
+            },
+            case.zones,
+            fullest.mean(),
+            fullest.worst,
+            join.mean(),
+            join.worst,
+            leave.mean(),
+            leave.worst,
+        )?;
+    }
+    Ok(())
+}

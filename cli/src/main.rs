@@ -1,2 +1,60 @@
-//! torc.
-fn main() {}
+//! The one binary of torc: server, client, administration and demo.
+//!
+//! Parses, calls, prints. What it does stands in `torc-node` and `torc-client`; only the demo's handling of
+//! processes is at home here.
+
+mod args;
+mod config;
+mod demo;
+mod exit;
+mod generate;
+mod health;
+mod keys;
+mod output;
+mod pki;
+mod ring;
+mod serve;
+mod status;
+
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::Parser as _;
+
+use crate::args::{Cli, Command};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli.command) {
+        Ok(code) => code,
+        Err(error) => exit::report(&error),
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Serve(args) => serve::run(&args),
+        Command::Demo(args) => demo::run(args),
+        Command::Get(args) => block_on(keys::get(args)),
+        Command::Put(args) => block_on(keys::put(args)),
+        Command::Delete(args) => block_on(keys::delete(args)),
+        Command::Ls(args) => block_on(keys::list(args)),
+        Command::Batch(args) => block_on(keys::batch(args)),
+        Command::Status(args) => block_on(status::run(args)),
+        Command::Ring(args) => block_on(ring::run(args.command)),
+        Command::Health(args) => block_on(health::run(args)),
+        Command::Config(args) => config::run(&args.command),
+        Command::Pki(args) => pki::run(args.command),
+        Command::Completions { shell } => generate::completions(shell),
+        Command::Man { out } => generate::man(&out),
+    }
+}
+
+/// One request at a time needs one thread.
+fn block_on(work: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    runtime.block_on(work)
+}

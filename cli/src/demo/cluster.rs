@@ -1,0 +1,308 @@
+//! The demo's nodes together: start, watch, act, stop.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use torc_client::{Admin, Client, ClientConfig, Routing, WriteOptions};
+
+use super::Stops;
+use super::control::{Action, NodeView, Reply, Request};
+use super::home::{Home, Plan};
+use super::node::{Formation, Node};
+use super::ports::{self, Ports, address};
+use crate::args::DemoArgs;
+use crate::exit::Unreachable;
+use crate::output::Progress;
+
+/// Time for all nodes to be ready and to be members of one ring.
+const START_MAX: Duration = Duration::from_secs(90);
+/// Time for nodes to stop in order before they are killed.
+const STOP_MAX: Duration = Duration::from_secs(10);
+/// Time for one question to one node while the cluster starts.
+const ASK_MAX: Duration = Duration::from_secs(2);
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Keys to look at; written when the cluster is new.
+const SAMPLES: &[(&str, &str)] = &[
+    ("hello", "good morning"),
+    ("fruit/apple", "red"),
+    ("fruit/banana", "yellow"),
+    ("ключ", "keys are bytes, so any text will do"),
+];
+
+/// All nodes of the demo.
+#[derive(Debug)]
+pub(crate) struct Cluster {
+    pub(crate) nodes: Vec<Node>,
+    is_new: bool,
+}
+
+impl Cluster {
+    /// Which nodes there will be, at which addresses. Starts nothing.
+    pub(crate) fn plan(args: &DemoArgs, home: &Home) -> anyhow::Result<Self> {
+        let kept = home.plan()?;
+        let is_new = kept.is_none();
+        let ports = if let Some(plan) = kept {
+            check_free(&plan.nodes)?;
+            plan.nodes
+        } else {
+            // What a start that was broken off has left is of no cluster.
+            clear(home.path(), args.nodes)?;
+            torc_node::pki::init(&home.path().join("pki"))?;
+            ports::choose(args.base_port, args.nodes)?
+        };
+        let nodes = ports
+            .iter()
+            .enumerate()
+            .map(|(at, ports)| Node::new(at + 1, *ports, home.path(), &args.durability))
+            .collect();
+        Ok(Self { nodes, is_new })
+    }
+
+    /// For the next time.
+    pub(crate) fn to_plan(&self) -> Plan {
+        Plan {
+            nodes: self.nodes.iter().map(|node| node.ports).collect(),
+        }
+    }
+
+    pub(crate) fn is_new(&self) -> bool {
+        self.is_new
+    }
+
+    pub(crate) fn data_addresses(&self) -> Vec<String> {
+        self.nodes
+            .iter()
+            .map(|node| address(node.ports.http).to_string())
+            .collect()
+    }
+
+    /// Starts all nodes and waits until each is ready and sees all others; then writes the sample keys.
+    pub(crate) async fn start(&mut self, progress: &mut Progress) -> anyhow::Result<()> {
+        let end = Instant::now() + START_MAX;
+        if self.is_new {
+            // The first must be there before the others can join; these arrive together.
+            progress.say("starting node-1");
+            let (first, others) = self.nodes.split_at_mut(1);
+            first[0].start(&Formation::Bootstrap)?;
+            wait(first, end, progress).await?;
+            let peer = address(first[0].ports.peer).to_string();
+            for node in others {
+                progress.say(&format!("starting {}", node.name()));
+                node.start(&Formation::Join(peer.clone()))?;
+            }
+        } else {
+            for node in &mut self.nodes {
+                progress.say(&format!("starting {}", node.name()));
+                node.start(&Formation::Known)?;
+            }
+        }
+        wait(&mut self.nodes, end, progress).await?;
+        if self.is_new {
+            progress.say("writing some keys");
+            self.write_samples()
+                .await
+                .context("the cluster is ready, but does not take writes")?;
+        }
+        Ok(())
+    }
+
+    async fn write_samples(&self) -> anyhow::Result<()> {
+        let mut config = ClientConfig::new(self.data_addresses());
+        config.routing = Routing::InTurn;
+        config.deadline = Duration::from_secs(10);
+        let client = Client::new(config)?;
+        let options = WriteOptions {
+            content_type: Some("text/plain; charset=utf-8".into()),
+            ..WriteOptions::default()
+        };
+        for (key, value) in SAMPLES {
+            client
+                .put("default", key.as_bytes(), *value, &options)
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Stops all nodes in order; those that take too long, or all of them at a further signal, are killed.
+    pub(crate) async fn stop(&mut self, stops: &mut Stops) {
+        for node in &self.nodes {
+            node.begin_stop();
+        }
+        let end = Instant::now() + STOP_MAX;
+        for node in &mut self.nodes {
+            tokio::select! {
+                () = node.finish_stop(end.saturating_duration_since(Instant::now())) => {}
+                () = stops.wait() => break,
+            }
+        }
+        for node in &mut self.nodes {
+            node.finish_stop(Duration::ZERO).await;
+        }
+    }
+
+    /// Lines about nodes that have ended by themselves since the last look.
+    pub(crate) fn look(&mut self) -> Vec<String> {
+        let mut lines = Vec::new();
+        for node in &mut self.nodes {
+            if let Some(how) = node.look() {
+                lines.push(format!(
+                    "{} has ended ({how}); its log: {}; `torc demo restart {}` starts it again",
+                    node.name(),
+                    node.log.display(),
+                    node.number
+                ));
+            }
+        }
+        lines
+    }
+
+    /// Does what a second terminal asks for.
+    pub(crate) async fn carry_out(&mut self, request: &Request) -> Reply {
+        let Request::Act {
+            action,
+            node: number,
+        } = request
+        else {
+            return Reply::Nodes {
+                nodes: self.nodes.iter().map(view).collect(),
+            };
+        };
+        let count = self.nodes.len();
+        let Some(node) = number
+            .checked_sub(1)
+            .and_then(|at| self.nodes.get_mut(usize::from(at)))
+        else {
+            return Reply::Refused {
+                reason: format!("there is no node {number}; this demo has 1 to {count}"),
+            };
+        };
+        let name = node.name();
+        let done = match action {
+            Action::Kill => node.kill().await.map(|()| format!("killed {name}")),
+            Action::Pause => node.pause().map(|()| format!("paused {name}")),
+            Action::Resume => node.resume().map(|()| format!("{name} goes on")),
+            Action::Restart => {
+                node.begin_stop();
+                node.finish_stop(STOP_MAX).await;
+                node.start(&Formation::Known)
+                    .map(|()| format!("started {name}"))
+            }
+        };
+        match done {
+            Ok(message) => Reply::Done {
+                message,
+                admin: address(node.ports.admin).to_string(),
+            },
+            Err(error) => Reply::Refused {
+                reason: format!("{error:#}"),
+            },
+        }
+    }
+}
+
+fn view(node: &Node) -> NodeView {
+    NodeView {
+        node: node.number,
+        name: node.name(),
+        state: node.state().to_owned(),
+        pid: node.pid(),
+        http: address(node.ports.http).to_string(),
+        admin: address(node.ports.admin).to_string(),
+        peer: address(node.ports.peer).to_string(),
+        log: node.log.display().to_string(),
+    }
+}
+
+fn check_free(nodes: &[Ports]) -> anyhow::Result<()> {
+    for (at, ports) in nodes.iter().enumerate() {
+        if let Some((what, port)) = ports.in_use() {
+            anyhow::bail!(
+                "the {what} port {port} of node-{} is in use, and a kept cluster keeps its addresses: stop what \
+                 listens there",
+                at + 1
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Removes what an unfinished start has left of these nodes.
+fn clear(home: &Path, count: u16) -> anyhow::Result<()> {
+    let mut paths: Vec<PathBuf> = vec![home.join("pki")];
+    paths.extend((1..=count).map(|number| home.join(format!("node-{number}"))));
+    for path in paths {
+        match fs::remove_dir_all(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("cannot remove {}", path.display()));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Waits until all of `nodes` are ready, and each sees them all as members and alive.
+async fn wait(nodes: &mut [Node], end: Instant, progress: &mut Progress) -> anyhow::Result<()> {
+    let count = nodes.len();
+    let admins: Vec<Admin> = nodes
+        .iter()
+        .map(|node| Admin::new(vec![address(node.ports.admin).to_string()], ASK_MAX))
+        .collect::<Result<_, _>>()?;
+    let mut missing = vec![String::from("not asked yet"); count];
+    loop {
+        for (at, admin) in admins.iter().enumerate() {
+            if let Some(how) = nodes[at].look() {
+                anyhow::bail!(
+                    "{} has ended ({how}):\n{}",
+                    nodes[at].name(),
+                    nodes[at].log_end()
+                );
+            }
+            missing[at] = lacks(admin, count).await.unwrap_or_default();
+        }
+        let ready = missing.iter().filter(|lack| lack.is_empty()).count();
+        progress.say(&format!("{ready} of {count} nodes are ready"));
+        if ready == count {
+            return Ok(());
+        }
+        if Instant::now() >= end {
+            return Err(Unreachable(failure(nodes, &missing)).into());
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// What a node still lacks; `None` when nothing.
+async fn lacks(admin: &Admin, count: usize) -> Option<String> {
+    match admin.ready().await {
+        Ok(Ok(())) => {}
+        Ok(Err(reason)) => return Some(reason),
+        Err(error) => return Some(error.to_string()),
+    }
+    match admin.ring().await {
+        Ok(ring) => {
+            let alive = ring.members.iter().filter(|member| member.alive).count();
+            (ring.members.len() != count || alive != count)
+                .then(|| format!("sees {} members, {alive} of them alive", ring.members.len()))
+        }
+        Err(error) => Some(error.to_string()),
+    }
+}
+
+fn failure(nodes: &[Node], missing: &[String]) -> String {
+    let mut text = format!("the cluster was not ready after {} s", START_MAX.as_secs());
+    for (node, lack) in nodes
+        .iter()
+        .zip(missing)
+        .filter(|(_, lack)| !lack.is_empty())
+    {
+        // Writing into a String cannot fail.
+        let _ = write!(text, "\n{}: {lack}\n{}", node.name(), node.log_end());
+    }
+    text
+}

@@ -1,0 +1,132 @@
+//! `torc serve`: settings from file, environment and flags; a runtime; signals.
+
+use std::future::Future;
+use std::io::{self, Read as _};
+use std::process::ExitCode;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
+use torc_node::config::{Layers, Settings, SettingsError};
+
+use crate::args::ServeArgs;
+use crate::exit::Usage;
+
+/// Time that an orphan has to stop in order before it is ended.
+const ORPHAN_STOP_MAX: Duration = Duration::from_secs(12);
+
+pub(crate) fn run(args: &ServeArgs) -> anyhow::Result<ExitCode> {
+    let settings = settings(args)?;
+    let filter = std::env::var("TORC_LOG").ok();
+    torc_node::logs::start(filter.as_deref()).map_err(|error| Usage(error.to_string()))?;
+    let parent = args.parent_pipe.then(watch_parent).transpose()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    runtime.block_on(async {
+        let stop = stop(parent)?;
+        torc_node::node::run(settings, stop).await?;
+        anyhow::Ok(())
+    })?;
+    // Whatever still blocks a thread has had its time.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn settings(args: &ServeArgs) -> anyhow::Result<Settings> {
+    let mut layers = Layers::new();
+    if let Some(file) = &args.config {
+        let text = crate::config::read(file).map_err(|error| Usage(format!("{error:#}")))?;
+        layers
+            .file(&text)
+            .with_context(|| file.display().to_string())?;
+    }
+    let variables = std::env::vars_os().filter_map(|(name, value)| {
+        let name = name.into_string().ok()?;
+        Some((name, value.into_string().ok()))
+    });
+    layers.environment(variables)?;
+    layers.flags(flags(args)?)?;
+    Ok(layers.settings()?)
+}
+
+fn flags(args: &ServeArgs) -> Result<Vec<(&str, String, String)>, SettingsError> {
+    let yes = |given: bool| given.then(|| "true".to_owned());
+    let named = [
+        ("name", args.name.clone()),
+        ("data", args.data.clone()),
+        ("http", args.http.clone()),
+        ("admin", args.admin.clone()),
+        ("peer", args.peer.clone()),
+        ("advertise_http", args.advertise_http.clone()),
+        ("advertise_peer", args.advertise_peer.clone()),
+        ("bootstrap", yes(args.bootstrap)),
+        ("join", args.join.clone()),
+        ("zone", args.zone.clone()),
+        ("weight", args.weight.clone()),
+        ("pki", args.pki.clone()),
+        ("durability", args.durability.clone()),
+        ("insecure", yes(args.insecure)),
+    ];
+    let mut flags: Vec<_> = named
+        .into_iter()
+        .filter_map(|(key, value)| Some((key, value?, format!("--{}", key.replace('_', "-")))))
+        .collect();
+    for assignment in &args.set {
+        let (key, value) =
+            assignment
+                .split_once('=')
+                .ok_or_else(|| SettingsError::NotAnAssignment {
+                    given: assignment.clone(),
+                })?;
+        flags.push((key.trim(), value.trim().to_owned(), "--set".to_owned()));
+    }
+    Ok(flags)
+}
+
+/// Ends with the first SIGTERM, SIGINT, or the parent's end. A second signal ends the process at once.
+fn stop(parent: Option<oneshot::Receiver<()>>) -> anyhow::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+    Ok(async move {
+        let orphaned = async {
+            match parent {
+                Some(parent) => drop(parent.await),
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+            () = orphaned => {}
+        }
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            std::process::exit(130);
+        });
+    })
+}
+
+/// Tells when standard input ends, which whoever started this node holds open as long as it lives.
+fn watch_parent() -> anyhow::Result<oneshot::Receiver<()>> {
+    let (gone, parent) = oneshot::channel();
+    thread::Builder::new()
+        .name("parent".to_owned())
+        .spawn(move || {
+            let mut buffer = [0_u8; 64];
+            let mut input = io::stdin().lock();
+            // Bytes mean nothing; an error means the same as the end.
+            while matches!(input.read(&mut buffer), Ok(read) if read > 0) {}
+            let _ = gone.send(());
+            thread::sleep(ORPHAN_STOP_MAX);
+            std::process::exit(1);
+        })
+        .context("cannot start a thread")?;
+    Ok(parent)
+}

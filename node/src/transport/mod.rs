@@ -172,8 +172,6 @@ struct Inner {
 struct State {
     cluster: Option<ClusterId>,
     peers: HashMap<NodeId, Arc<Peer>>,
-    /// Advertised addresses of connected nodes.
-    by_address: HashMap<SocketAddr, NodeId>,
     stopped: bool,
 }
 
@@ -303,11 +301,12 @@ impl Transport {
 
     /// Sends gossip to the member that advertises `addr`; dropped when there is no connection with it.
     pub fn send_gossip(&self, addr: SocketAddr, bytes: Bytes) {
-        let peer = {
-            let state = self.0.state.read();
-            state.by_address.get(&addr).and_then(|node| state.peers.get(node)).cloned()
+        let advertises = |peer: &&Arc<Peer>| {
+            peer.is_member() && peer.chosen.borrow().as_ref().is_some_and(|link| link.advertise == addr)
         };
-        if let Some(peer) = peer.filter(|peer| peer.is_member()) {
+        // A few looks per second, and no table that somebody who is no member could write into.
+        let peer = self.0.state.read().peers.values().find(advertises).cloned();
+        if let Some(peer) = peer {
             sender::send_gossip(&self.0, &peer, bytes);
         }
     }
@@ -406,8 +405,6 @@ impl Inner {
             state.peers.insert(node, peer.clone());
             peer
         };
-        state.by_address.retain(|_, other| *other != node);
-        state.by_address.insert(link.advertise, node);
         Ok(peer)
     }
 
@@ -417,7 +414,6 @@ impl Inner {
         let same = state.peers.get(&peer.node).is_some_and(|known| std::ptr::eq(Arc::as_ptr(known), peer));
         if same && !peer.is_member() && peer.retire() {
             state.peers.remove(&peer.node);
-            state.by_address.retain(|_, node| *node != peer.node);
         }
     }
 

@@ -1,7 +1,8 @@
 //! One other node: its queue, the connections with it, and which of them is used for sending.
 //!
-//! Either side may dial. When both did, both send on the connection that the lower node id dialled; the
-//! other one stays open for receiving until it is idle. So no message waits for the decision.
+//! Either side may dial, also again. Both send on the newest connection that the lower node id dialled,
+//! or else on the newest one; the others stay open for receiving until they are idle. So no message
+//! waits for the decision, and none is lost by it.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -18,6 +19,8 @@ use super::queue::{Bounds, Queue};
 
 /// Messages that travel at a time on streams of their own, and gossip likewise.
 pub(super) const BULK_STREAMS_MAX: usize = 4;
+/// Connections that one side has dialled and that are open at a time.
+const LINKS_MAX: usize = 4;
 /// Former processes of a node that are remembered.
 const FORMER_MAX: usize = 8;
 
@@ -79,8 +82,8 @@ pub(super) struct Peer {
 
 #[derive(Debug, Default)]
 struct Links {
-    dialled: Option<Arc<Link>>,
-    accepted: Option<Arc<Link>>,
+    /// In order of arrival; all of the same process.
+    all: Vec<Arc<Link>>,
     /// Processes that a later one took over from.
     former: VecDeque<u64>,
     retired: bool,
@@ -130,17 +133,19 @@ impl Peer {
         if links.retired {
             return Err(NotAdded::Retired);
         }
-        let current = links.any().map(|link| link.process);
+        let current = links.all.first().map(|link| link.process);
         if current.is_some_and(|current| current != link.process) {
             if links.former.contains(&link.process) {
                 return Err(NotAdded::Former);
             }
             links.take_over();
         }
-        let place = if link.dialled { &mut links.dialled } else { &mut links.accepted };
-        if let Some(old) = place.replace(link.clone()) {
-            old.close(Reason::Replaced, "");
+        let mut same = links.all.iter().filter(|old| old.dialled == link.dialled);
+        if let (Some(oldest), LINKS_MAX..) = (same.next().cloned(), same.count() + 1) {
+            oldest.close(Reason::Replaced, "");
+            links.all.retain(|old| old.id != oldest.id);
         }
+        links.all.push(link.clone());
         self.choose(own, &links);
         Ok(())
     }
@@ -148,16 +153,15 @@ impl Peer {
     /// Takes a connection away that has ended. True when it was the last one.
     pub(super) fn remove(&self, own: NodeId, id: u64) -> bool {
         let mut links = self.links.lock();
-        links.dialled.take_if(|link| link.id == id);
-        links.accepted.take_if(|link| link.id == id);
+        links.all.retain(|link| link.id != id);
         self.choose(own, &links);
-        links.any().is_none()
+        links.all.is_empty()
     }
 
     /// Marks a peer without connections as forgotten; false when it has one again.
     pub(super) fn retire(&self) -> bool {
         let mut links = self.links.lock();
-        if links.any().is_some() {
+        if !links.all.is_empty() {
             return false;
         }
         links.retired = true;
@@ -166,19 +170,14 @@ impl Peer {
         true
     }
 
-    /// Both connections.
+    /// All connections.
     pub(super) fn links(&self) -> Vec<Arc<Link>> {
-        let links = self.links.lock();
-        links.dialled.iter().chain(&links.accepted).cloned().collect()
+        self.links.lock().all.clone()
     }
 
     fn choose(&self, own: NodeId, links: &Links) {
-        let (first, second) = if own < self.node {
-            (&links.dialled, &links.accepted)
-        } else {
-            (&links.accepted, &links.dialled)
-        };
-        let best = first.as_ref().or(second.as_ref());
+        let dialled_by_lower = |link: &&Arc<Link>| link.dialled == (own < self.node);
+        let best = links.all.iter().rev().find(dialled_by_lower).or(links.all.last());
         self.chosen.send_if_modified(|chosen| {
             let changed = chosen.as_ref().map(|link| link.id) != best.map(|link| link.id);
             *chosen = best.cloned();
@@ -188,13 +187,9 @@ impl Peer {
 }
 
 impl Links {
-    fn any(&self) -> Option<&Arc<Link>> {
-        self.dialled.as_ref().or(self.accepted.as_ref())
-    }
-
     /// A new process speaks for the node: what its predecessor left is closed.
     fn take_over(&mut self) {
-        for old in [self.dialled.take(), self.accepted.take()].into_iter().flatten() {
+        for old in self.all.drain(..) {
             if !self.former.contains(&old.process) {
                 self.former.push_back(old.process);
             }

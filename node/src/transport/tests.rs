@@ -565,3 +565,28 @@ async fn what_was_queued_is_sent_before_the_transport_stops() {
         left.retain(|number| *number != message.hlc.0);
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dialling_again_loses_nothing() {
+    let cluster = Cluster::new();
+    let mut nodes = cluster.nodes(2);
+    let (mut b, mut a) = (nodes.pop().unwrap(), nodes.pop().unwrap());
+    a.link(2, true).await;
+    b.link(1, true).await;
+    let mut number = 0;
+    for _ in 0..3 {
+        for _ in 0..50 {
+            a.transport.send(NodeId(2), value(number, 500));
+            b.transport.send(NodeId(1), value(number, 500));
+            number += 1;
+        }
+        assert_eq!(a.transport.dial(&b.member.peer).await.unwrap(), NodeId(2));
+    }
+    for node in [&mut a, &mut b] {
+        let mut left: Vec<u64> = (0..number).collect();
+        while !left.is_empty() {
+            let (_, message) = node.message().await;
+            left.retain(|number| *number != message.hlc.0);
+        }
+    }
+}

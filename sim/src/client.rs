@@ -1,0 +1,393 @@
+//! Clients: what they ask, and what the answers must be.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use torc_protocol::client::{ClientError, ClientOp, ClientReply, ClientRequest, ListedKey, RequestId, Value};
+use torc_protocol::message::OpId;
+use torc_protocol::record::Record;
+use torc_protocol::time::{MS, Mono, SECOND};
+use torc_protocol::version::{Digest, Version};
+use torc_ring::{PartitionId, Quorum, ReadRepair};
+
+use crate::check::order::{self, Floor};
+use crate::check::{Invariant, Violation};
+use crate::plan::Plan;
+use crate::world::{BUCKET, Ev, Place, World, is_ok, key_bytes, number_of_bytes, write_of};
+
+/// How much later than its deadline an answer may come: housekeeping's interval and what lies around it.
+const GRACE: u64 = 400 * MS;
+
+/// All clients, and what they know.
+#[derive(Debug, Default)]
+pub(crate) struct Clients {
+    issued: u64,
+    waiting: BTreeMap<RequestId, Op>,
+    next: u64,
+    /// By key: what completed operations have shown.
+    floors: BTreeMap<u64, Floor>,
+    /// Key of each write.
+    pub(crate) writes: BTreeMap<u64, u64>,
+    /// Writes that were said to have had no effect.
+    void: BTreeSet<u64>,
+    /// Which write an exchange between nodes belongs to.
+    pub(crate) exchanges: BTreeMap<(usize, u32, OpId), Version>,
+    /// By key: the greatest acknowledged version.
+    acknowledged: BTreeMap<u64, Version>,
+    /// Keys that were ever deleted or given a time to live.
+    mortal: BTreeSet<u64>,
+}
+
+/// A request that has no answer yet.
+#[derive(Clone, Debug)]
+struct Op {
+    /// `None` for the checker's own reads at the end.
+    client: Option<usize>,
+    node: usize,
+    begun: u64,
+    deadline: u64,
+    what: What,
+    floors: BTreeMap<u64, Floor>,
+}
+
+#[derive(Clone, Debug)]
+enum What {
+    Write { write: u64, key: u64, w: usize, sloppy: bool },
+    Read { key: u64, r: usize },
+    List { partition: u16, from_start: bool },
+}
+
+impl Clients {
+    /// Whether every operation has been asked for and answered.
+    pub(crate) fn finished(&self, plan: &Plan) -> bool {
+        self.issued >= plan.ops && self.waiting.is_empty()
+    }
+
+    pub(crate) fn is_waiting(&self, id: RequestId) -> bool {
+        self.waiting.contains_key(&id)
+    }
+
+    pub(crate) fn acknowledged(&self, key: u64) -> Option<Version> {
+        self.acknowledged.get(&key).copied()
+    }
+
+    pub(crate) fn floor(&self, key: u64) -> Floor {
+        self.floors.get(&key).copied().unwrap_or_default()
+    }
+}
+
+impl World {
+    /// A client asks for something.
+    pub(crate) fn client_turn(&mut self, client: usize) {
+        if self.clients.issued >= self.plan.ops {
+            return;
+        }
+        let node = self.rng.below(self.nodes.len() as u64) as usize;
+        if !self.nodes[node].is_up() {
+            self.schedule(MS, Ev::Client { client });
+            return;
+        }
+        self.clients.issued += 1;
+        let key = self.rng.below(self.plan.keys);
+        let mix = self.plan.mix;
+        let mut at = self.rng.below(mix.iter().sum());
+        let mut kind = 0;
+        while at >= mix[kind] {
+            at -= mix[kind];
+            kind += 1;
+        }
+        match kind {
+            0 => self.ask_read(client, node, key, false),
+            1 => self.ask_write(client, node, key, false),
+            2 => self.ask_write(client, node, key, true),
+            3 => self.ask_read(client, node, key, true),
+            _ => self.ask_list(client, node, key),
+        }
+    }
+
+    fn own_quorum(&mut self) -> Option<Quorum> {
+        if !self.plan.own_quorums || self.rng.chance(500) {
+            return None;
+        }
+        Some(match self.rng.below(4) {
+            0 => Quorum::One,
+            1 => Quorum::Quorum,
+            2 => Quorum::All,
+            _ => Quorum::Count(self.rng.between(1, u64::from(self.plan.n)) as u8),
+        })
+    }
+
+    fn ask_read(&mut self, client: usize, node: usize, key: u64, watch: bool) {
+        let own = self.own_quorum();
+        let r = own.unwrap_or(self.plan.r).required(self.plan.owners());
+        let bytes = key_bytes(key);
+        let op = if watch {
+            ClientOp::Watch { key: bytes, r: own, known: self.stored_digest(node, key) }
+        } else {
+            ClientOp::Get { key: bytes, r: own }
+        };
+        self.ask((Some(client), node), op, What::Read { key, r });
+    }
+
+    /// What some client might know of a key.
+    fn stored_digest(&self, node: usize, key: u64) -> Option<Digest> {
+        let stored = self.nodes[node].disk.visible.records.get(&self.record_key(key));
+        stored.map(Record::digest)
+    }
+
+    fn ask_write(&mut self, client: usize, node: usize, key: u64, delete: bool) {
+        let own = self.own_quorum();
+        let w = own.unwrap_or(self.plan.w).required(self.plan.owners());
+        let write = self.clients.next;
+        let mut bytes = BytesMut::new();
+        bytes.put_u64(write);
+        let padding = self.rng.below(40) as usize;
+        bytes.put_bytes(7, padding);
+        let ttl_ms = (self.plan.ttl && self.rng.chance(300)).then(|| self.rng.between(1, 3_000));
+        let value = Value { bytes: bytes.freeze(), content_type: Bytes::new(), ttl_ms };
+        if delete || ttl_ms.is_some() {
+            self.clients.mortal.insert(key);
+        }
+        let sloppy = self.plan.sloppy && self.rng.chance(500);
+        let context = if self.rng.chance(200) { self.stored_digest(node, key).map(|d| d.version) } else { None };
+        let op = ClientOp::Put {
+            key: key_bytes(key),
+            value: (!delete).then_some(value),
+            w: own,
+            sloppy: Some(sloppy),
+            fsync: self.rng.chance(50),
+            context,
+        };
+        self.clients.writes.insert(write, key);
+        self.ask((Some(client), node), op, What::Write { write, key, w, sloppy });
+    }
+
+    fn ask_list(&mut self, client: usize, node: usize, key: u64) {
+        let partition = self.record_key(key).token.partition(self.plan.bits).0;
+        let limit = self.rng.between(1, 20) as usize;
+        let op = ClientOp::List {
+            partition: PartitionId(partition),
+            after: None,
+            prefix: Bytes::new(),
+            limit,
+        };
+        self.ask((Some(client), node), op, What::List { partition, from_start: true });
+    }
+
+    /// The checker's own read, at all owners.
+    pub(crate) fn ask_all(&mut self, node: usize, key: u64) -> RequestId {
+        let op = ClientOp::Get { key: key_bytes(key), r: Some(Quorum::All) };
+        self.ask((None, node), op, What::Read { key, r: self.plan.owners() })
+    }
+
+    fn ask(&mut self, (client, node): (Option<usize>, usize), op: ClientOp, what: What) -> RequestId {
+        let id = RequestId(self.clients.next);
+        self.clients.next += 1;
+        let patience = if self.rng.chance(100) { self.rng.below(100 * MS) } else { 2 * SECOND };
+        let patience = if client.is_some() { patience } else { 5 * SECOND };
+        let deadline = self.now + patience;
+        let (partition, floors) = match &what {
+            What::Write { key, .. } | What::Read { key, .. } => {
+                let partition = self.record_key(*key).token.partition(self.plan.bits).0;
+                (partition, BTreeMap::from([(*key, self.clients.floor(*key))]))
+            }
+            What::List { partition, .. } => (*partition, self.clients.floors.clone()),
+        };
+        self.note(format_args!("client asks n{node} {id:?}: {op:?}"));
+        let waiting = Op { client, node, begun: self.now, deadline, what, floors };
+        self.clients.waiting.insert(id, waiting);
+        let request = ClientRequest { deadline: Mono(deadline), trace: Bytes::new(), bucket: BUCKET, op };
+        self.to_shard(node, partition, id, request);
+        id
+    }
+
+    /// The node of these requests is gone; nobody will ever know.
+    pub(crate) fn clients_lost(&mut self, node: usize) {
+        let lost: Vec<RequestId> =
+            self.clients.waiting.iter().filter(|(_, op)| op.node == node).map(|(&id, _)| id).collect();
+        for id in lost {
+            if let Some(Op { client: Some(client), .. }) = self.clients.waiting.remove(&id) {
+                self.count("op: lost with its node");
+                self.schedule(MS, Ev::Client { client });
+            }
+        }
+    }
+
+    /// A node answers.
+    pub(crate) fn on_reply(&mut self, at: Place, id: RequestId, reply: ClientReply) {
+        self.note(format_args!("n{} answers {id:?}: {:.300}", at.node, format!("{reply:?}")));
+        let Some(op) = self.clients.waiting.remove(&id) else {
+            self.fail(Violation::new(Invariant::Books, format!("{id:?} was answered twice, or never asked")));
+            return;
+        };
+        if self.now > op.deadline + GRACE && self.nodes[at.node].paused_until < op.begun {
+            let late = self.now - op.deadline;
+            self.fail(Violation::new(Invariant::Bounded, format!("{id:?} was answered {late} us too late")));
+        }
+        let outcome = match (&op.what, is_ok(&reply)) {
+            (What::Write { .. }, true) => "op: write ok",
+            (What::Write { .. }, false) => "op: write failed",
+            (What::Read { .. }, true) => "op: read ok",
+            (What::Read { .. }, false) => "op: read failed",
+            (What::List { .. }, true) => "op: list ok",
+            (What::List { .. }, false) => "op: list failed",
+        };
+        self.count(outcome);
+        match (&op.what, &reply) {
+            (What::Write { .. }, ClientReply::Stored { digest, superseded }) => {
+                self.on_stored(at, &op, *digest, *superseded);
+            }
+            (What::Read { key, r }, ClientReply::Found { record, .. }) => {
+                self.on_found(&op, *key, *r, record.as_ref());
+            }
+            (What::List { .. }, ClientReply::Listed { keys, next }) => self.on_listed(&op, keys, next.is_none()),
+            (What::Write { write, .. }, ClientReply::Failed(error)) => self.on_write_failed(*write, error),
+            (_, ClientReply::Failed(_)) => {}
+            (what, reply) => {
+                self.fail(Violation::new(Invariant::Genuine, format!("{what:?} was answered with {reply:?}")));
+            }
+        }
+        if let Some(client) = op.client {
+            let after = self.rng.below(2 * self.plan.think + 1);
+            self.schedule(after, Ev::Client { client });
+        }
+    }
+
+    fn on_write_failed(&mut self, write: u64, error: &ClientError) {
+        let maybe = matches!(
+            error,
+            ClientError::Quorum { maybe_applied: true, .. } | ClientError::DiskFull { maybe_applied: true, .. }
+        );
+        // A duplicate that is refused says nothing about the first copy; QUIC makes no duplicates.
+        if !maybe && self.plan.faults.duplicates == 0 {
+            self.clients.void.insert(write);
+        }
+    }
+
+    fn on_stored(&mut self, at: Place, op: &Op, digest: Digest, superseded: bool) {
+        let What::Write { write, key, w, sloppy } = op.what else { return };
+        let seen = self.mint.seen(key, digest, Some(write));
+        self.check(seen);
+        if superseded {
+            self.count("rare: superseded write");
+        }
+        let n = self.plan.owners();
+        let record_key = self.record_key(key);
+        if !self.plan.forgets() {
+            let copies = self.copies(&record_key, digest, sloppy);
+            if copies < w {
+                let what = format!("write {write} is acknowledged with {copies} of {w} copies on disk");
+                self.fail(Violation::new(Invariant::Durable, what));
+            }
+        }
+        if sloppy {
+            return;
+        }
+        let own = usize::from(self.owners(&record_key).contains(&at.node));
+        let ring = self.ring_of(at.node);
+        let round = self.rounds.done(digest.version, ring, own, w);
+        self.check(round);
+        if self.plan.forgets() {
+            return;
+        }
+        if !superseded {
+            let floor = op.floors.get(&key).copied().unwrap_or_default();
+            let result = order::write(&floor, (w, n), digest.version);
+            self.check(result);
+        }
+        self.raise(key, w, digest.version);
+        let newest = self.clients.acknowledged.entry(key).or_insert(digest.version);
+        *newest = digest.version.max(*newest);
+    }
+
+    fn raise(&mut self, key: u64, owners: usize, version: Version) {
+        self.clients.floors.entry(key).or_default().raise(owners, version);
+    }
+
+    /// Owners, and stand-ins if they count, that have that state or a later one.
+    fn copies(&self, key: &torc_protocol::message::RecordKey, digest: Digest, sloppy: bool) -> usize {
+        let owners = self.owners(key);
+        let mut copies = 0;
+        for (at, node) in self.nodes.iter().enumerate() {
+            let store = if self.plan.fsync { node.disk.durable() } else { &node.disk.visible };
+            let stored = owners.contains(&at) && store.records.get(key).is_some_and(|r| r.digest() >= digest);
+            let kept = sloppy
+                && !owners.contains(&at)
+                && store.hints.values().any(|hint| hint.key == *key && hint.record.digest() >= digest);
+            copies += usize::from(stored || kept);
+        }
+        copies
+    }
+
+    fn on_found(&mut self, op: &Op, key: u64, r: usize, record: Option<&Record>) {
+        let digest = record.map(Record::digest);
+        if let Some(record) = record {
+            self.genuine(key, record);
+        }
+        if self.plan.forgets() {
+            return;
+        }
+        let n = self.plan.owners();
+        let floor = op.floors.get(&key).copied().unwrap_or_default();
+        let result = order::read(&floor, (r, n), digest.map(|d| d.version));
+        self.check(result);
+        let Some(digest) = digest else { return };
+        let promised = if self.plan.repair == ReadRepair::Blocking {
+            let w = self.plan.w.required(n);
+            r.min(w.max(n + 1 - r).min(n))
+        } else {
+            1
+        };
+        let copies = self.copies(&self.record_key(key), digest, false);
+        if copies < promised {
+            let what = format!("a read of key {key} answers what {copies} of {promised} owners have on disk");
+            self.fail(Violation::new(Invariant::Durable, what));
+        }
+        self.raise(key, promised, digest.version);
+    }
+
+    /// The record is what a client wrote to that key.
+    fn genuine(&mut self, key: u64, record: &Record) {
+        if let Some(write) = write_of(record) {
+            if self.clients.writes.get(&write) != Some(&key) {
+                let what = format!("key {key} holds write {write}, which was not made there");
+                self.fail(Violation::new(Invariant::Genuine, what));
+            }
+            if self.clients.void.contains(&write) {
+                let what = format!("write {write} is visible, but was said to have no effect");
+                self.fail(Violation::new(Invariant::Genuine, what));
+            }
+        }
+        let seen = self.mint.seen(key, record.digest(), write_of(record));
+        self.check(seen);
+    }
+
+    fn on_listed(&mut self, op: &Op, keys: &[ListedKey], complete: bool) {
+        let What::List { partition, from_start } = op.what else { return };
+        let n = self.plan.owners();
+        let r = self.plan.r.required(n);
+        let mut listed = BTreeMap::new();
+        for key in keys {
+            let number = number_of_bytes(&key.key);
+            let twice = listed.insert(number, key.digest.version).is_some();
+            if twice || !(0..self.plan.keys).contains(&number) {
+                self.fail(Violation::new(Invariant::Genuine, format!("a list names key {number} twice or wrongly")));
+            }
+        }
+        if self.plan.forgets() {
+            return;
+        }
+        for (&key, floor) in &op.floors {
+            if self.record_key(key).token.partition(self.plan.bits).0 != partition {
+                continue;
+            }
+            let must = floor.seen_by(r, n);
+            let missing = complete && from_start && must.is_some() && !self.clients.mortal.contains(&key);
+            let found = listed.get(&key).copied();
+            if (found.is_some() || missing) && found < must {
+                let what = format!("a list of {r} of {n} names key {key} as {found:?}, but {must:?} was known");
+                self.fail(Violation::new(Invariant::Order, what));
+            }
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! A disk: what is visible, what would survive a crash, and the group of commits that is being written.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::Bytes;
+use torc_protocol::hlc::Hlc;
+use torc_protocol::message::RecordKey;
+use torc_protocol::record::Record;
+use torc_protocol::store::{
+    Batch, CommitId, Found, Hint, HintKey, HintTotal, Query, StateKey, StoreError, Sync, Write,
+};
+use torc_ring::NodeId;
+
+use crate::rng::Rng;
+
+/// Entries of a page at most, so that lists need several.
+const PAGE_MAX: usize = 7;
+
+/// What is stored.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Store {
+    pub(crate) records: BTreeMap<RecordKey, Record>,
+    pub(crate) hints: BTreeMap<HintKey, Hint>,
+    pub(crate) states: BTreeMap<StateKey, Bytes>,
+}
+
+/// One shard's commit on its way.
+pub(crate) type Commit = (u8, CommitId, Batch);
+
+/// The disk of one node.
+#[derive(Debug)]
+pub(crate) struct Disk {
+    /// Whether every commit is fsynced.
+    fsync: bool,
+    pub(crate) visible: Store,
+    /// What survives a crash; kept apart only where commits are not fsynced.
+    durable: Store,
+    unsynced: Vec<Write>,
+    queue: VecDeque<Commit>,
+    group: Vec<Commit>,
+    pub(crate) full: bool,
+}
+
+impl Disk {
+    pub(crate) fn new(fsync: bool) -> Self {
+        Self {
+            fsync,
+            visible: Store::default(),
+            durable: Store::default(),
+            unsynced: Vec::new(),
+            queue: VecDeque::new(),
+            group: Vec::new(),
+            full: false,
+        }
+    }
+
+    /// What would be there after a crash now.
+    pub(crate) fn durable(&self) -> &Store {
+        if self.fsync { &self.visible } else { &self.durable }
+    }
+
+    /// Takes a commit; answers whether the disk was idle, so that a group may begin.
+    pub(crate) fn push(&mut self, commit: Commit) -> bool {
+        self.queue.push_back(commit);
+        self.group.is_empty()
+    }
+
+    /// Everything that waits becomes the group that is being written; answers whether there is one.
+    pub(crate) fn begin(&mut self) -> bool {
+        self.group = self.queue.drain(..).collect();
+        !self.group.is_empty()
+    }
+
+    /// The group is written: it is visible, and durable as far as somebody asked for that. Answers the
+    /// outcomes and the hints that were removed.
+    pub(crate) fn end(&mut self) -> (Vec<(u8, CommitId, Result<(), StoreError>)>, Vec<(HintKey, Hint)>) {
+        let group = std::mem::take(&mut self.group);
+        let sync = group.iter().any(|(_, _, batch)| batch.sync == Sync::Fsync);
+        let mut outcomes = Vec::new();
+        let mut removed = Vec::new();
+        for (shard, id, batch) in group {
+            if self.full && batch.writes.iter().any(needs_room) {
+                outcomes.push((shard, id, Err(StoreError::Full)));
+                continue;
+            }
+            for write in batch.writes {
+                if let Write::HintDelete { at } = &write
+                    && let Some(hint) = self.visible.hints.get(at)
+                {
+                    removed.push((*at, hint.clone()));
+                }
+                if !self.fsync {
+                    self.unsynced.push(write.clone());
+                }
+                self.visible.apply(write);
+            }
+            outcomes.push((shard, id, Ok(())));
+        }
+        if sync {
+            self.sync();
+        }
+        (outcomes, removed)
+    }
+
+    /// Everything visible becomes durable.
+    pub(crate) fn sync(&mut self) {
+        for write in std::mem::take(&mut self.unsynced) {
+            self.durable.apply(write);
+        }
+    }
+
+    /// The machine stops: what was not synced survives only up to some point, and of the group that was
+    /// being written some commits may be there though nobody was told.
+    pub(crate) fn crash(&mut self, rng: &mut Rng) {
+        let group = std::mem::take(&mut self.group);
+        self.queue.clear();
+        let mut tail: Vec<Write> = std::mem::take(&mut self.unsynced);
+        let kept = group.len() as u64;
+        let kept = rng.below(kept + 1) as usize;
+        if !self.full {
+            tail.extend(group.into_iter().take(kept).flat_map(|(_, _, batch)| batch.writes));
+        }
+        if self.fsync {
+            tail.into_iter().for_each(|write| self.visible.apply(write));
+        } else {
+            let kept = rng.below(tail.len() as u64 + 1) as usize;
+            tail.into_iter().take(kept).for_each(|write| self.durable.apply(write));
+            self.visible = self.durable.clone();
+        }
+    }
+}
+
+/// A full disk keeps room for the protocol's own state and for deletions.
+fn needs_room(write: &Write) -> bool {
+    matches!(write, Write::Merge { .. } | Write::HintPut { .. })
+}
+
+impl Store {
+    pub(crate) fn apply(&mut self, write: Write) {
+        match write {
+            Write::Merge { key, record } => {
+                let merged = match self.records.remove(&key) {
+                    Some(old) => old.clone().merge(record).unwrap_or(old),
+                    None => record,
+                };
+                self.records.insert(key, merged);
+            }
+            Write::HintPut { at, hint } => {
+                self.hints.insert(at, hint);
+            }
+            Write::HintDelete { at } => {
+                self.hints.remove(&at);
+            }
+            Write::StatePut { key, value } => {
+                self.states.insert(key, value);
+            }
+            Write::StateDelete { key } => {
+                self.states.remove(&key);
+            }
+        }
+    }
+
+    pub(crate) fn find(&self, query: &Query) -> Found {
+        match query {
+            Query::Record(key) => Found::Record(self.records.get(key).cloned()),
+            Query::Records { bucket, first, last, after, prefix, limit } => {
+                let all = self.records.iter().filter(|(key, _)| {
+                    key.bucket == *bucket
+                        && (*first..=*last).contains(&key.token)
+                        && after.as_ref().is_none_or(|(token, after)| (key.token, &key.key) > (*token, after))
+                        && key.key.starts_with(prefix)
+                });
+                let limit = (*limit).min(PAGE_MAX);
+                let mut entries: Vec<_> = all.take(limit + 1).map(|(k, r)| (k.clone(), r.clone())).collect();
+                let more = entries.len() > limit;
+                entries.truncate(limit);
+                let end = entries.last().map(|(key, _)| (key.token, key.key.clone()));
+                Found::Records { entries, reached: end.filter(|_| more) }
+            }
+            Query::Hints { target, slot, after, limit } => {
+                let from = HintKey { target: *target, slot: *slot, seq: after + 1 };
+                let to = HintKey { target: *target, slot: *slot, seq: u64::MAX };
+                let found = self.hints.range(from..=to).take(*limit);
+                Found::Hints(found.map(|(at, hint)| (*at, hint.clone())).collect())
+            }
+        }
+    }
+
+    pub(crate) fn totals(&self) -> Vec<HintTotal> {
+        let mut totals: BTreeMap<(NodeId, u8), HintTotal> = BTreeMap::new();
+        for (at, hint) in &self.hints {
+            let (target, slot) = (at.target, at.slot);
+            let none = HintTotal { target, slot, count: 0, bytes: 0, last_seq: 0 };
+            let total = totals.entry((target, slot)).or_insert(none);
+            total.count += 1;
+            total.bytes += hint.weight();
+            total.last_seq = total.last_seq.max(at.seq);
+        }
+        totals.into_values().collect()
+    }
+
+    /// The highest clock bound of any shard that this node ever had.
+    pub(crate) fn bound(&self) -> Hlc {
+        let bounds = self.states.iter().filter_map(|(key, value)| match key {
+            StateKey::HlcBound(_) => value[..].try_into().ok().map(u64::from_be_bytes),
+            _ => None,
+        });
+        Hlc(bounds.max().unwrap_or(0))
+    }
+}

@@ -1,0 +1,176 @@
+//! What one seed draws: the cluster, the workload, and which faults there are.
+//!
+//! Each run has only some of the kinds of faults, at its own rates: rare mixes are found sooner that way
+//! (Groce et al., "Swarm Testing", 2012).
+
+use torc_protocol::time::{MS, SECOND};
+use torc_ring::{Quorum, ReadRepair};
+
+use crate::rng::Rng;
+
+/// Everything that is drawn before a run begins.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Where all else comes from.
+    pub seed: u64,
+    /// Operations of clients.
+    pub ops: u64,
+    /// Nodes, 1..=7.
+    pub nodes: usize,
+    /// Partitions as a power of two.
+    pub bits: u8,
+    /// The bucket's n.
+    pub n: u8,
+    /// The bucket's r.
+    pub r: Quorum,
+    /// The bucket's w.
+    pub w: Quorum,
+    /// Whether operations draw their own r and w.
+    pub own_quorums: bool,
+    /// The bucket's read repair.
+    pub repair: ReadRepair,
+    /// Whether some writes may use stand-ins.
+    pub sloppy: bool,
+    /// Whether commits are fsynced before they count.
+    pub fsync: bool,
+    /// Keys.
+    pub keys: u64,
+    /// Clients, each with one operation at a time.
+    pub clients: u64,
+    /// Reads, writes, deletes, watches, lists: relative weights.
+    pub mix: [u64; 5],
+    /// Whether some values have a time to live.
+    pub ttl: bool,
+    /// Typical pause of a client between operations, in microseconds.
+    pub think: u64,
+    /// Allowed clock drift, in microseconds.
+    pub drift_max: u64,
+    /// Bound of a shard's hints per target, in bytes.
+    pub hint_bytes_max: u64,
+    /// Greatest age of hints, in microseconds.
+    pub hint_age_max: u64,
+    /// Requests that a shard works on at a time.
+    pub ops_max: usize,
+    /// Answered writes that a shard remembers.
+    pub lingering_max: usize,
+    /// What goes wrong.
+    pub faults: Faults,
+}
+
+/// Rates of faults; 0 where a run has none of a kind.
+#[derive(Clone, Debug, Default)]
+pub struct Faults {
+    /// Mean interval of the events below, in microseconds.
+    pub every: u64,
+    /// Lost messages, permille.
+    pub loss: u64,
+    /// Duplicated messages, permille.
+    pub duplicates: u64,
+    /// Messages and disk operations that take very long, permille.
+    pub slow: u64,
+    /// Failed reads, permille.
+    pub read_errors: u64,
+    /// Wrong beliefs about who is alive, permille per look.
+    pub lies: u64,
+    /// Weight of cut links, one-way or both ways.
+    pub cuts: u64,
+    /// Weight of crashes.
+    pub crashes: u64,
+    /// Weight of pauses.
+    pub pauses: u64,
+    /// Weight of full disks.
+    pub full: u64,
+    /// Weight of clock jumps.
+    pub jumps: u64,
+    /// Weight of new configs.
+    pub configs: u64,
+    /// Weight of freezes, each followed by a new ring.
+    pub freezes: u64,
+}
+
+impl Plan {
+    /// What `seed` draws, for a run of `ops` operations.
+    #[must_use]
+    pub fn draw(seed: u64, ops: u64) -> Self {
+        let mut rng = Rng::new(seed);
+        let rng = &mut rng;
+        let nodes = rng.pick(&[1, 2, 3, 3, 3, 4, 5, 5, 6, 7]);
+        let n = rng.pick(&[1, 2, 3, 3, 3, 3, 3, 4, 5]);
+        let (r, w) = match rng.below(6) {
+            0 => (rng.between(1, u64::from(n)), rng.between(1, u64::from(n))),
+            1 => (1, u64::from(n)),
+            2 => (u64::from(n), 1),
+            _ => (u64::from(n) / 2 + 1, u64::from(n) / 2 + 1),
+        };
+        let fsync = !rng.chance(250);
+        Self {
+            seed,
+            ops,
+            nodes,
+            bits: rng.pick(&[0, 2, 4, 6]),
+            n,
+            r: Quorum::Count(r as u8),
+            w: Quorum::Count(w as u8),
+            own_quorums: rng.chance(300),
+            repair: rng.pick(&[ReadRepair::Blocking, ReadRepair::Blocking, ReadRepair::Blocking, ReadRepair::Async, ReadRepair::Off]),
+            sloppy: rng.chance(250),
+            fsync,
+            keys: rng.pick(&[1, 2, 3, 5, 20, 100]),
+            clients: rng.between(1, 12),
+            mix: [
+                rng.between(1, 10),
+                rng.between(1, 10),
+                rng.pick(&[0, 0, 1, 4]),
+                rng.pick(&[0, 0, 1]),
+                rng.pick(&[0, 1, 2]),
+            ],
+            ttl: rng.chance(200),
+            think: rng.pick(&[0, MS, 5 * MS, 20 * MS, 200 * MS]),
+            drift_max: rng.pick(&[5, 60]) * SECOND,
+            hint_bytes_max: rng.pick(&[500, 5_000, 1 << 20, 1 << 20, 1 << 20]),
+            hint_age_max: rng.pick(&[5 * SECOND, 10_800 * SECOND, 10_800 * SECOND]),
+            ops_max: rng.pick(&[3, 1_000, 1_000, 1_000]),
+            lingering_max: rng.pick(&[1, 1_000, 1_000]),
+            faults: Faults::draw(rng),
+        }
+    }
+
+    /// Owners that a key has.
+    #[must_use]
+    pub fn owners(&self) -> usize {
+        usize::from(self.n).min(self.nodes)
+    }
+
+    /// Whether data that was reported committed may be gone later.
+    #[must_use]
+    pub fn forgets(&self) -> bool {
+        !self.fsync && self.faults.crashes > 0
+    }
+}
+
+impl Faults {
+    fn draw(rng: &mut Rng) -> Self {
+        let mut some = |choices: &[u64]| if rng.chance(400) { rng.pick(choices) } else { 0 };
+        Self {
+            loss: some(&[1, 10, 50, 200]),
+            duplicates: some(&[1, 10, 100]),
+            slow: some(&[5, 50, 200]),
+            read_errors: some(&[1, 20]),
+            lies: some(&[10, 100, 300]),
+            cuts: some(&[1, 3]),
+            crashes: some(&[1, 3]),
+            pauses: some(&[1, 3]),
+            full: some(&[1, 2]),
+            jumps: some(&[1, 2]),
+            configs: some(&[1, 3]),
+            freezes: some(&[1]),
+            every: rng.pick(&[50 * MS, 300 * MS, SECOND, 4 * SECOND]),
+        }
+    }
+
+    /// The same without anything that goes wrong by itself.
+    pub(crate) fn calm(&mut self) {
+        let every = self.every;
+        *self = Self { every, ..Self::default() };
+    }
+}

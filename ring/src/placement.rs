@@ -39,9 +39,10 @@ pub struct NodeLoad {
 }
 
 impl NodeLoad {
-    /// Replicas held as a multiple of the fair share; 1 is perfect, above 1 is too full.
+    /// Replicas held as a multiple of the fair share; 1 is perfect, above 1 is too full. A fair share
+    /// below one replica counts as one, since nothing smaller can be held.
     pub fn ratio(&self) -> f64 {
-        f64::from(self.replicas) / self.fair.max(f64::MIN_POSITIVE)
+        f64::from(self.replicas) / self.fair.max(1.0)
     }
 }
 

@@ -281,7 +281,9 @@ impl Cluster {
             }
             ClusterMessage::Freeze { ring } => self.on_freeze(from, ring, now),
             ClusterMessage::Attested { ring, empty } => self.on_attested(from, ring, empty, now),
-            ClusterMessage::Prepare { version, ballot } => self.on_prepare(from, version, ballot),
+            ClusterMessage::Prepare { version, ballot } => {
+                self.on_prepare(from, version, ballot, now);
+            }
             ClusterMessage::Promise {
                 version,
                 ballot,
@@ -388,7 +390,7 @@ impl Cluster {
                 self.configs
                     .retry_applied(config, now.mono.plus(STORE_RETRY));
             }
-            After::Frozen(_) => self.freeze = freeze::Freeze::default(),
+            After::Frozen(ring) => self.on_freeze_failed(ring),
             After::Bound => self.clock.on_bound_failed(),
         }
     }

@@ -3,12 +3,17 @@
 
 mod world;
 
+use std::sync::Arc;
+
+use torc_protocol::agree::Ballot;
 use torc_protocol::cluster_io::{
     BootstrapRefusal, ChangeOutcome, ClusterEvent, ClusterInput, ClusterOutput,
 };
-use torc_protocol::cluster_message::JoinRefusal;
+use torc_protocol::cluster_message::{ClusterMessage, JoinRefusal};
+use torc_protocol::hlc::Hlc;
 use torc_protocol::store::StateKey;
 use torc_protocol::time::{MS, SECOND};
+use torc_protocol::wire::{self, Blob};
 use torc_ring::config::Secret;
 use torc_ring::{ClusterId, ConfigVersion, RingVersion};
 use world::{Flags, Weather, World};
@@ -290,6 +295,54 @@ fn a_member_that_missed_versions_fetches_and_applies_each_of_them() {
         world.account()
     );
     assert!(world.members().contains(&late));
+}
+
+/// A proposer asks `index` alone to accept the next version, and is never heard of again.
+fn accept_from_a_dead_proposer(world: &mut World, index: usize) -> ConfigVersion {
+    let latest = Arc::clone(world.latest().expect("formed"));
+    let next = latest.with_members(latest.current.clone());
+    let from = world.nodes[(index + 1) % 3].id;
+    let hlc = Hlc::from_micros(1_700_000_000 * SECOND + world.now);
+    let ballot = Ballot { hlc, node: from };
+    let config = Blob(wire::encode_config(&next).expect("encodes"));
+    let message = ClusterMessage::Accept { ballot, config };
+    world.input(index, ClusterInput::Peer { from, hlc, message });
+    next.version
+}
+
+#[test]
+fn a_value_accepted_from_a_proposer_that_died_is_driven_on_by_its_acceptor() {
+    let mut world = three(14);
+    let version = accept_from_a_dead_proposer(&mut world, 1);
+    assert!(
+        world.run_till(10 * SECOND, |w| w.decided.contains_key(&version)),
+        "{}",
+        world.account()
+    );
+    assert!(
+        world.run_till(SECOND, World::is_formed),
+        "{}",
+        world.account()
+    );
+}
+
+#[test]
+fn a_node_that_was_away_applies_every_version_that_it_missed() {
+    let mut world = three(15);
+    world.crash(2);
+    for _ in 0..20 {
+        let version = accept_from_a_dead_proposer(&mut world, 0);
+        assert!(world.run_till(10 * SECOND, |w| w.decided.contains_key(&version)));
+        world.run(2 * SECOND);
+    }
+    // The world checks the order; a slow drain lets several decided versions wait for it.
+    world.weather.delay = 200 * MS;
+    world.start(2);
+    assert!(
+        world.run_till(30 * SECOND, World::is_formed),
+        "{}",
+        world.account()
+    );
 }
 
 #[test]

@@ -107,6 +107,19 @@ impl Cluster {
         }
     }
 
+    /// The freeze could not be stored: whoever asked for it asks again, or gives up.
+    pub(super) fn on_freeze_failed(&mut self, ring: RingVersion) {
+        if matches!(
+            self.frost(ring),
+            Some(Frost {
+                step: Step::Storing,
+                ..
+            })
+        ) {
+            self.freeze = Freeze::default();
+        }
+    }
+
     pub(super) fn on_shards_frozen(&mut self, ring: RingVersion) {
         if !matches!(
             self.frost(ring),

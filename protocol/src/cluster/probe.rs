@@ -19,6 +19,8 @@ const PROBE_AGE_MAX: u64 = 10 * SECOND;
 pub(super) struct Probes {
     /// By asker and change.
     asked: BTreeMap<(NodeId, u64), Probe>,
+    /// Joiners that the shell is dialling; at most those of all probes.
+    dialling: BTreeSet<NodeId>,
     next_check: u64,
 }
 
@@ -51,9 +53,7 @@ impl Cluster {
                 .filter(|joiner| !probe.reached.contains(&joiner.id))
                 .collect();
             self.answer_probe(from, change);
-            for joiner in missing {
-                self.out.push_back(ClusterOutput::Dial(joiner));
-            }
+            self.dial(missing);
             return;
         }
         if self.probes.asked.len() >= PROBES_MAX {
@@ -69,8 +69,14 @@ impl Cluster {
         };
         self.probes.asked.insert((from, change), probe);
         self.out.push_back(ClusterOutput::CheckEmpty(check));
+        self.dial(joiners);
+    }
+
+    fn dial(&mut self, joiners: Vec<Member>) {
         for joiner in joiners {
-            self.out.push_back(ClusterOutput::Dial(joiner));
+            if self.probes.dialling.insert(joiner.id) {
+                self.out.push_back(ClusterOutput::Dial(joiner));
+            }
         }
     }
 
@@ -107,7 +113,7 @@ impl Cluster {
     }
 
     pub(super) fn on_dialled(&mut self, node: NodeId, reached: bool) {
-        if !reached {
+        if !self.probes.dialling.remove(&node) || !reached {
             return;
         }
         let mut answer = Vec::new();
@@ -126,5 +132,9 @@ impl Cluster {
             let since = *probe.since.get_or_insert(now.mono);
             now.mono.since(since) <= PROBE_AGE_MAX
         });
+        let asked = &self.probes.asked;
+        self.probes
+            .dialling
+            .retain(|node| asked.values().any(|probe| probe.joiners.contains(node)));
     }
 }

@@ -69,8 +69,14 @@ impl Votes {
 }
 
 impl Cluster {
-    pub(super) fn on_prepare(&mut self, from: NodeId, version: ConfigVersion, ballot: Ballot) {
-        if !self.is_instance(from, version) {
+    pub(super) fn on_prepare(
+        &mut self,
+        from: NodeId,
+        version: ConfigVersion,
+        ballot: Ballot,
+        now: Now,
+    ) {
+        if !self.is_instance(from, version) || !self.is_timely(ballot, now) {
             return;
         }
         match self.votes.acceptor.prepare(ballot) {
@@ -108,7 +114,7 @@ impl Cluster {
             return;
         };
         let version = config.version;
-        if !self.is_instance(from, version) {
+        if !self.is_instance(from, version) || !self.is_timely(ballot, now) {
             return;
         }
         let fits = self
@@ -159,7 +165,13 @@ impl Cluster {
             self.news(from, ConfigVersion(version.0 - 1));
             return false;
         }
-        self.commits.len() < COMMITS_MAX
+        latest.is_current(from) && latest.is_current(self.node) && self.commits.len() < COMMITS_MAX
+    }
+
+    /// A ballot from beyond the allowed clock drift is not answered: once promised, nobody else's ballots
+    /// could reach it.
+    fn is_timely(&mut self, ballot: Ballot, now: Now) -> bool {
+        self.clock.observe(ballot.hlc, now.wall)
     }
 
     fn store_vote(&mut self, to: NodeId, version: ConfigVersion, answer: ClusterMessage) {

@@ -1,0 +1,44 @@
+#!/bin/sh
+# Fuzzes everything that parses bytes from outside: `scripts/fuzz.sh [TARGET...]`, all targets by default.
+#
+#   FUZZ_RUNS=1000000   executions of each target, or
+#   FUZZ_SECONDS=30     seconds for each (the default)
+#
+# What is found stays under fuzz/artifacts/TARGET; the inputs that reach new code under fuzz/corpus/TARGET
+# make the next run start where this one ended. Neither is committed: a finding becomes a test.
+set -eu
+cd "$(dirname "$0")/.."
+. scripts/env.sh
+
+fuzz_version=0.13.2
+tool="$TORC_CACHE_DIR/tools/bin/cargo-fuzz"
+if ! "$tool" --version 2>/dev/null | grep -q " $fuzz_version\$"; then
+  echo "fuzz: installing cargo-fuzz $fuzz_version into $TORC_CACHE_DIR/tools"
+  nice cargo install --quiet --locked --version "$fuzz_version" --root "$TORC_CACHE_DIR/tools" cargo-fuzz
+fi
+
+if [ -n "${FUZZ_RUNS:-}" ]; then
+  limit="-runs=$FUZZ_RUNS"
+else
+  limit="-max_total_time=${FUZZ_SECONDS:-30}"
+fi
+[ "$#" -gt 0 ] || set -- $(sed -n 's/^name = "\([a-z_]*\)"$/\1/p' fuzz/Cargo.toml)
+
+# The flags of sanitizers are unstable: the stable compiler takes them with this set, and nothing else here
+# makes use of it. The targets have no unsafe code, so AddressSanitizer would find nothing in them and cost
+# half of the executions; what is looked for are panics, broken promises and hunger for memory.
+export RUSTC_BOOTSTRAP=1
+for target in "$@"; do
+  echo "fuzz: $target ($limit)"
+  mkdir -p "fuzz/corpus/$target"
+  log=$(mktemp)
+  if "$tool" fuzz run --sanitizer none --target-dir "$CARGO_TARGET_DIR/fuzz" "$target" -- \
+    "$limit" -rss_limit_mb=512 -malloc_limit_mb=128 -timeout=5 -print_final_stats=1 >"$log" 2>&1; then
+    grep -E 'number_of_executed_units|peak_rss_mb' "$log" | sed "s/^/fuzz: $target /"
+    rm -f "$log"
+  else
+    tail -n 60 "$log" >&2
+    echo "fuzz: $target failed; the input lies under fuzz/artifacts/$target, the whole output in $log" >&2
+    exit 1
+  fi
+done

@@ -116,8 +116,8 @@ pub enum Direction {
 #[derive(Debug)]
 pub struct Metrics {
     /// `torc_http_requests_total{method,route,status}`: answers whose head was made, of both listeners.
-    /// Pairs with the count of `torc_http_request_seconds`. What hyper refuses before it is a request is
-    /// not among them.
+    /// Pairs with the count of `torc_http_request_seconds`, which lacks the watches. What hyper refuses
+    /// before it is a request is not among them.
     http: HttpCounts,
     /// `torc_http_request_seconds`: from a request's head to its answer's head, of all but watches.
     http_seconds: Histogram,
@@ -191,10 +191,12 @@ const TIMED: [&str; 4] = ["put", "delete", "get", "list"];
 const MODES: [&str; 3] = ["blocking", "async", "off"];
 
 impl Metrics {
-    /// A request was answered after `took`.
-    pub fn on_http(&self, route: Route, method: &http::Method, status: u16, took: Duration) {
+    /// A request was answered after `took`; `None` for a watch, which waits by design.
+    pub fn on_http(&self, route: Route, method: &http::Method, status: u16, took: Option<Duration>) {
         self.http.add(route, method, status);
-        self.http_seconds.observe(took.as_micros() as u64);
+        if let Some(took) = took {
+            self.http_seconds.observe(took.as_micros() as u64);
+        }
     }
 
     /// Connections of a listener were opened (or closed, as a negative number).

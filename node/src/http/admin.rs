@@ -124,7 +124,7 @@ pub(super) fn cluster(call: &Call<'_>) -> Result<Response<Body>, Refused> {
         "config_version": config.version.0,
         "ring_version": config.ring_version.0,
         "seen_from": { "id": handle.node().to_string(), "name": handle.settings().name },
-        "ready": handle.ready().is_ok() && alive > members / 2,
+        "ready": handle.ready().is_ok(),
         "not_ready": handle.ready().err().map(|reason| reason.to_string()),
         "members": members,
         "alive": alive,

@@ -23,43 +23,16 @@ pub(super) fn live() -> Response<Body> {
 
 /// Whether a load balancer should send requests here.
 pub(super) fn ready(handle: &Handle) -> Result<Response<Body>, Refused> {
-    check(handle)?;
-    Ok(json_response(&json!({"status": "ready"})))
-}
-
-/// A config, a store that serves, and a majority of the members.
-fn check(handle: &Handle) -> Result<(), Refused> {
     handle.ready().map_err(|reason| Problem::not_ready(&reason))?;
-    let members = Members::seen_by(handle);
-    if members.alive < members.majority() {
-        return Err(Problem::no_majority(members.alive, members.majority()));
-    }
-    Ok(())
-}
-
-struct Members {
-    total: usize,
-    alive: usize,
-}
-
-impl Members {
-    fn seen_by(handle: &Handle) -> Self {
-        let Some(view) = handle.view() else { return Self { total: 0, alive: 0 } };
-        let dead = handle.state().dead;
-        let total = view.config.current.len();
-        let alive = view.config.current.iter().filter(|m| !dead.contains(&m.id)).count();
-        Self { total, alive }
-    }
-
-    fn majority(&self) -> usize {
-        self.total / 2 + 1
-    }
+    Ok(json_response(&json!({"status": "ready"})))
 }
 
 /// Every component with its own status: `ok`, `degraded`, `down`, or `absent` where none is configured.
 pub(super) fn components(handle: &Handle) -> Response<Body> {
     let state = handle.state();
-    let members = Members::seen_by(handle);
+    let view = handle.view();
+    let members = view.as_ref().map_or(&[][..], |view| &view.config.current);
+    let alive = members.iter().filter(|member| !state.dead.contains(&member.id)).count();
     let store = if state.disk_full {
         json!({"status": "degraded", "reason": "disk full: writes are refused, reads served"})
     } else {
@@ -68,12 +41,8 @@ pub(super) fn components(handle: &Handle) -> Response<Body> {
     let membership = match handle.ready() {
         Err(reason) => json!({"status": "down", "reason": reason.to_string()}),
         Ok(()) => {
-            let status = match members.alive {
-                alive if alive < members.majority() => "down",
-                alive if alive < members.total => "degraded",
-                _ => "ok",
-            };
-            json!({"status": status, "members": members.total, "alive": members.alive})
+            let status = if alive < members.len() { "degraded" } else { "ok" };
+            json!({"status": status, "members": members.len(), "alive": alive})
         }
     };
     let clock = if state.clock_trusted {
@@ -81,7 +50,7 @@ pub(super) fn components(handle: &Handle) -> Response<Body> {
     } else {
         json!({"status": "degraded", "reason": "clock outside the allowed drift: fresh writes are refused"})
     };
-    let serving = check(handle).is_ok();
+    let serving = handle.ready().is_ok();
     let whole = [&store, &membership, &clock].iter().all(|part| part["status"] == "ok");
     let status = match (serving, whole) {
         (true, true) => "ok",

@@ -42,8 +42,8 @@ impl Target {
         Ok(Self { view, bucket: id, n, conflict, key })
     }
 
-    fn scope(&self) -> Scope<'_> {
-        Scope { secret: &self.view.config.secret, bucket: self.bucket, key: &self.key }
+    fn scope<'a>(&'a self, call: &'a Call<'_>) -> Scope<'a> {
+        Scope { codec: call.facade.contexts(&self.view), bucket: self.bucket, key: &self.key }
     }
 }
 
@@ -103,9 +103,9 @@ async fn read(call: &Call<'_>, target: &Target, query: &KeyQuery, time: Duration
             let (digest, visible) = (record.digest(), record.is_visible(now_micros));
             // A watch whose time is over: nothing has changed, be it a value or a deletion.
             if known == Some(digest) && (visible || record.kind() == Kind::Tombstone) {
-                return Ok(unchanged(target, &digest));
+                return Ok(unchanged(&target.scope(call), &digest));
             }
-            if visible { found(call, target, &record, tags.as_ref()) } else { Ok(gone(target, &digest)) }
+            if visible { found(call, target, &record, tags.as_ref()) } else { Ok(gone(&target.scope(call), &digest)) }
         }
         ClientReply::Failed(error) => Err(Problem::client(error, Access::Read, call.handle().ready())),
         ClientReply::Stored { .. } | ClientReply::Listed { .. } => Err(Problem::internal()),
@@ -131,7 +131,7 @@ fn found(call: &Call<'_>, target: &Target, record: &Record, known: Option<&Tags<
     // If-Modified-Since is left alone on purpose: within one second a value can change many times, and a
     // client would be told that its old one is good.
     if known.is_some_and(|tags| tags.match_weakly(&digest)) {
-        return Ok(unchanged(target, &digest));
+        return Ok(unchanged(&target.scope(call), &digest));
     }
     let value = record.value_bytes();
     let len = value.len() as u64;
@@ -153,7 +153,7 @@ fn found(call: &Call<'_>, target: &Target, record: &Record, known: Option<&Tags<
     let mut texts = Texts::new();
     let mut headers = HeaderMap::with_capacity(8);
     headers.insert(CONTENT_TYPE, content_type(record));
-    stamp(&mut headers, &mut texts, target, &digest);
+    stamp(&mut headers, &target.scope(call), &digest);
     headers.insert(LAST_MODIFIED, texts.date(minted));
     headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
     if let Some((first, last)) = content_range {
@@ -176,24 +176,24 @@ fn content_type(record: &Record) -> HeaderValue {
     }
 }
 
-fn stamp(headers: &mut HeaderMap, texts: &mut Texts, target: &Target, digest: &Digest) {
-    headers.insert(ETAG, texts.etag(digest));
-    headers.insert(CONTEXT, texts.context(&target.scope(), digest.version));
+fn stamp(headers: &mut HeaderMap, scope: &Scope<'_>, digest: &Digest) {
+    headers.insert(ETAG, tags::etag_header(digest));
+    headers.insert(CONTEXT, scope.header(digest.version));
 }
 
-fn unchanged(target: &Target, digest: &Digest) -> Response<Body> {
-    stamped(Response::new(Body::empty()), StatusCode::NOT_MODIFIED, target, digest)
+fn unchanged(scope: &Scope<'_>, digest: &Digest) -> Response<Body> {
+    stamped(Response::new(Body::empty()), StatusCode::NOT_MODIFIED, scope, digest)
 }
 
 /// The key was deleted, or its value has expired: its state still has an ETag, so that a watch can wait for
 /// the next one, and a context, so that a write can follow it.
-fn gone(target: &Target, digest: &Digest) -> Response<Body> {
-    stamped(Problem::no_key().into_response(), StatusCode::NOT_FOUND, target, digest)
+fn gone(scope: &Scope<'_>, digest: &Digest) -> Response<Body> {
+    stamped(Problem::no_key().into_response(), StatusCode::NOT_FOUND, scope, digest)
 }
 
-fn stamped(mut response: Response<Body>, status: StatusCode, target: &Target, digest: &Digest) -> Response<Body> {
+fn stamped(mut response: Response<Body>, status: StatusCode, scope: &Scope<'_>, digest: &Digest) -> Response<Body> {
     *response.status_mut() = status;
-    stamp(response.headers_mut(), &mut Texts::new(), target, digest);
+    stamp(response.headers_mut(), scope, digest);
     response
 }
 
@@ -246,7 +246,7 @@ async fn store(
             let mut response = Response::new(Body::empty());
             *response.status_mut() = StatusCode::NO_CONTENT;
             let headers = response.headers_mut();
-            stamp(headers, &mut Texts::new(), target, &digest);
+            stamp(headers, &target.scope(call), &digest);
             if superseded {
                 headers.insert(SUPERSEDED, HeaderValue::from_static("true"));
             }
@@ -258,10 +258,7 @@ async fn store(
 }
 
 fn context(call: &Call<'_>, target: &Target) -> Result<Option<Version>, Refused> {
-    call.heads
-        .context
-        .map(|value| tags::parse_context(value, &target.scope()).ok_or_else(Problem::bad_context))
-        .transpose()
+    call.heads.context.map(|value| target.scope(call).parse(value)).transpose()
 }
 
 /// A condition on a write is honest or refused: only consensus could keep it (protocol, section 2).

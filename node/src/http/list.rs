@@ -34,8 +34,10 @@ const PARAMETERS: &[&str] = &["prefix", "limit", "cursor", "deadline"];
 const MEDIA: [&str; 2] = ["application/json", "application/x-ndjson"];
 /// Keys of a JSON answer that names no limit.
 const LIMIT_USUAL: usize = 1_000;
-/// Greatest number of keys of a JSON answer, and of what is asked of the core at once.
+/// Greatest number of keys that may be asked for.
 const LIMIT_MAX: usize = 10_000;
+/// Keys that the core is asked for at once: together with [`IN_FLIGHT`], what a list may hold in memory.
+const PAGE: usize = 1_000;
 /// Partitions that are asked at a time.
 const IN_FLIGHT: usize = 16;
 /// Keys of one chunk of a stream.
@@ -220,7 +222,7 @@ impl Walk {
     /// The next keys in order, perhaps none; `None` after the last partition.
     async fn next(&mut self, time: Duration) -> Result<Option<Vec<ListedKey>>, Refused> {
         if let Some((partition, after)) = self.rest.take() {
-            let (keys, next) = ask(self.source.clone(), partition, Some(after), self.limit.min(LIMIT_MAX), time).await?;
+            let (keys, next) = ask(self.source.clone(), partition, Some(after), self.limit.min(PAGE), time).await?;
             self.rest = next.map(|at| (partition, at));
             return Ok(Some(keys));
         }
@@ -232,7 +234,7 @@ impl Walk {
             let partition = PartitionId(index as u16);
             self.asked.push_back(partition);
             let source = self.source.clone();
-            self.asking.push_back(Box::pin(ask(source, partition, after, self.limit.min(LIMIT_MAX), time)));
+            self.asking.push_back(Box::pin(ask(source, partition, after, self.limit.min(PAGE), time)));
         }
         let Some(answer) = self.asking.next().await else { return Ok(None) };
         let partition = self.asked.pop_front();

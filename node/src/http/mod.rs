@@ -26,13 +26,14 @@ mod tags;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::request::Parts;
 use torc_protocol::client::{ClientOp, ClientReply, ClientRequest};
+use torc_protocol::context::ContextKey;
 use torc_protocol::shard_io::View;
 use torc_ring::BucketId;
 
@@ -59,6 +60,7 @@ struct Facade {
     in_flight: AtomicUsize,
     watches: AtomicUsize,
     quiet: router::Quiet,
+    contexts: OnceLock<ContextKey>,
 }
 
 impl Facade {
@@ -69,7 +71,13 @@ impl Facade {
             in_flight: AtomicUsize::new(0),
             watches: AtomicUsize::new(0),
             quiet: router::Quiet::default(),
+            contexts: OnceLock::new(),
         }
+    }
+
+    /// What makes and checks causal contexts. A cluster draws its secret once, for ever.
+    fn contexts(&self, view: &View) -> &ContextKey {
+        self.contexts.get_or_init(|| ContextKey::new(&view.config.secret))
     }
 }
 

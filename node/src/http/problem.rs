@@ -11,6 +11,7 @@ use http::header::{ALLOW, CONNECTION, CONTENT_RANGE, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderValue, Response, StatusCode};
 use serde_json::{Map, Value, json};
 use torc_protocol::client::ClientError;
+use torc_protocol::context::{CONTEXT_TEXT_MAX, ContextError};
 use torc_protocol::record::{CONTENT_TYPE_MAX, KEY_LEN_MAX};
 use torc_ring::{ConflictMode, Quorum};
 
@@ -152,10 +153,16 @@ impl Problem {
         Self::bad("quorum-size", "Quorum larger than n", detail).with("limit", n).boxed()
     }
 
-    pub(super) fn bad_context() -> Refused {
-        let detail = "X-Torc-Context is not one that this cluster gave out for this key; \
-                      read the key again and send what that answer carries, or leave the header out";
-        Self::bad("context", "Malformed context", detail).boxed()
+    pub(super) fn bad_context(error: ContextError) -> Refused {
+        let problem = Self::bad("context", "Malformed context", error.to_string());
+        match error {
+            ContextError::TooLong { len } => problem.with("received", len).with("limit", CONTEXT_TEXT_MAX).boxed(),
+            _ => problem.boxed(),
+        }
+    }
+
+    pub(super) fn repeated_context() -> Refused {
+        Self::bad("context", "Repeated context", "X-Torc-Context stands there more than once").boxed()
     }
 
     pub(super) fn condition_refused(header: &str, mode: ConflictMode) -> Refused {
@@ -299,16 +306,13 @@ impl Problem {
     }
 
     pub(super) fn not_ready(reason: &NotReady) -> Refused {
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, "not-ready", "Not ready", reason.to_string()).retry(1).boxed()
-    }
-
-    pub(super) fn no_majority(alive: usize, required: usize) -> Refused {
-        let detail = format!("this node sees {alive} members alive; a majority is {required}");
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, "not-ready", "Not ready", detail)
-            .with("required", required)
-            .with("received", alive)
-            .retry(1)
-            .boxed()
+        let problem = Self::new(StatusCode::SERVICE_UNAVAILABLE, "not-ready", "Not ready", reason.to_string()).retry(1);
+        match *reason {
+            NotReady::NoMajority { alive, members } => {
+                problem.with("required", members / 2 + 1).with("received", alive).boxed()
+            }
+            _ => problem.boxed(),
+        }
     }
 
     pub(super) fn internal() -> Refused {

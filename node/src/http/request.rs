@@ -73,7 +73,7 @@ impl<'a> Heads<'a> {
             return Err(Problem::no_host());
         }
         if self.contexts > 1 {
-            return Err(Problem::bad_context());
+            return Err(Problem::repeated_context());
         }
         match self.expect {
             Some(value) if !value.as_bytes().eq_ignore_ascii_case(b"100-continue") => Err(Problem::expectation()),

@@ -69,8 +69,7 @@ pub(super) async fn serve(guard: Guard, side: Side, request: Request<Incoming>) 
         Ok(response) => response,
         Err(refused) if is_compatible(route) => refused.into_compatible_response(),
         Err(refused) => {
-            // 304 and the like are no refusals; what is one has its reason in the log.
-            tracing::debug!(request = %Text(&trace), kind = refused.kind, detail = %refused.detail, "request refused");
+            tracing::debug!(request_id = %Text(&trace), kind = refused.kind, detail = %refused.detail, "request refused");
             refused.into_response()
         }
     };
@@ -82,8 +81,9 @@ pub(super) async fn serve(guard: Guard, side: Side, request: Request<Incoming>) 
     }
     let took = started.elapsed();
     let status = response.status();
-    facade.handle.metrics().on_http(route, &parts.method, status.as_u16(), took);
-    log(&call, &facade.quiet, status, took);
+    let watching = guard.watching.load(Ordering::Relaxed);
+    facade.handle.metrics().on_http(route, &parts.method, status.as_u16(), (!watching).then_some(took));
+    log(&call, (status, took), watching);
     response.map(|body| body.guarded(guard))
 }
 
@@ -155,21 +155,20 @@ impl Quiet {
     }
 }
 
-fn log(call: &Call<'_>, quiet: &Quiet, status: StatusCode, took: Duration) {
-    let watching = call.guard.watching.load(Ordering::Relaxed);
+fn log(call: &Call<'_>, (status, took): (StatusCode, Duration), watching: bool) {
     let notable = status.is_server_error() || (took > SLOW && !watching);
     // A readiness probe that says no says it every second, by design.
     let probe = call.parts.uri.path().starts_with("/health");
     let (method, path) = (&call.parts.method, call.parts.uri.path());
-    let (request, took_us) = (Text(&call.trace), took.as_micros() as u64);
+    let (request_id, took_us) = (Text(&call.trace), took.as_micros() as u64);
     if notable && !probe {
         let second = call.handle().now().mono.0 / torc_protocol::time::SECOND;
-        if let Some(left_out) = quiet.admits(second) {
-            tracing::warn!(%request, %method, path, status = status.as_u16(), took_us, left_out, "request slow or failed");
+        if let Some(left_out) = call.facade.quiet.admits(second) {
+            tracing::warn!(%request_id, %method, path, status = status.as_u16(), took_us, left_out, "request slow or failed");
         }
         return;
     }
-    tracing::debug!(%request, %method, path, status = status.as_u16(), took_us, "request");
+    tracing::debug!(%request_id, %method, path, status = status.as_u16(), took_us, "request");
 }
 
 /// An id, which is visible ASCII, as text.

@@ -3,12 +3,14 @@
 use std::fmt::Write as _;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use bytes::{BufMut, BytesMut};
-use http::header::GetAll;
+use bytes::{Bytes, BytesMut};
 use http::HeaderValue;
-use torc_protocol::hlc::Hlc;
+use http::header::GetAll;
+use torc_protocol::context::{Context, ContextError, ContextKey, etag, parse_etag};
 use torc_protocol::version::{Digest, Version};
-use torc_ring::{BucketId, NodeId, Secret};
+use torc_ring::BucketId;
+
+use super::problem::{Problem, Refused};
 
 /// Makes several short header values in one piece of memory.
 #[derive(Debug)]
@@ -16,25 +18,12 @@ pub(super) struct Texts(BytesMut);
 
 impl Texts {
     pub(super) fn new() -> Self {
-        // ETag 50, context up to 64, date 29, Content-Range up to 50.
-        Self(BytesMut::with_capacity(200))
+        // A date 29, Content-Range up to 70, Content-Length up to 20.
+        Self(BytesMut::with_capacity(120))
     }
 
     fn take(&mut self) -> HeaderValue {
-        // What is written here is digits, letters and punctuation of ASCII.
-        HeaderValue::from_maybe_shared(self.0.split().freeze()).unwrap_or_else(|_| HeaderValue::from_static("-"))
-    }
-
-    pub(super) fn etag(&mut self, digest: &Digest) -> HeaderValue {
-        self.0.put_u8(b'"');
-        put_etag(&mut self.0, digest);
-        self.0.put_u8(b'"');
-        self.take()
-    }
-
-    pub(super) fn context(&mut self, scope: &Scope<'_>, version: Version) -> HeaderValue {
-        put_context(&mut self.0, scope, version);
-        self.take()
+        HeaderValue::from_maybe_shared(self.0.split().freeze()).unwrap_or(HeaderValue::from_static("-"))
     }
 
     pub(super) fn date(&mut self, at: SystemTime) -> HeaderValue {
@@ -56,16 +45,41 @@ impl Texts {
 /// What a context is bound to.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Scope<'a> {
-    pub(super) secret: &'a Secret,
+    pub(super) codec: &'a ContextKey,
     pub(super) bucket: BucketId,
     pub(super) key: &'a [u8],
 }
 
+impl Scope<'_> {
+    pub(super) fn header(&self, version: Version) -> HeaderValue {
+        // Only a context with too many dots cannot be written, and this one has none.
+        let text = self.codec.encode(self.bucket, self.key, &Context::Version(version)).unwrap_or_default();
+        value(text)
+    }
+
+    /// The version that a context holds.
+    pub(super) fn parse(&self, header: &HeaderValue) -> Result<Version, Refused> {
+        match self.codec.decode(self.bucket, self.key, header.as_bytes()) {
+            Ok(Context::Version(version)) => Ok(version),
+            Ok(Context::Dots(_)) => Err(Problem::bad_context(ContextError::Forged)),
+            Err(error) => Err(Problem::bad_context(error)),
+        }
+    }
+}
+
+/// The ETag header of a state.
+pub(super) fn etag_header(digest: &Digest) -> HeaderValue {
+    value(etag(*digest))
+}
+
 /// The ETag without its quotes, for JSON.
 pub(super) fn etag_text(digest: &Digest) -> String {
-    let mut buf = BytesMut::with_capacity(48);
-    put_etag(&mut buf, digest);
-    String::from_utf8_lossy(&buf).into_owned()
+    etag(*digest).replace('"', "")
+}
+
+/// What is made here is digits, letters and punctuation of ASCII.
+fn value(text: String) -> HeaderValue {
+    HeaderValue::from_maybe_shared(Bytes::from(text)).unwrap_or(HeaderValue::from_static("-"))
 }
 
 /// When a version was minted, to the second.
@@ -89,7 +103,7 @@ impl Tags<'_> {
     pub(super) fn match_weakly(&self, digest: &Digest) -> bool {
         self.any(|tag| match tag {
             Tag::Any => true,
-            Tag::Strong(text) | Tag::Weak(text) => parse_etag(text) == Some(*digest),
+            Tag::Strong(text) | Tag::Weak(text) => digest_of(text) == Some(*digest),
         })
     }
 
@@ -97,7 +111,7 @@ impl Tags<'_> {
     pub(super) fn match_strongly(&self, digest: &Digest) -> bool {
         self.any(|tag| match tag {
             Tag::Any => true,
-            Tag::Strong(text) => parse_etag(text) == Some(*digest),
+            Tag::Strong(text) => digest_of(text) == Some(*digest),
             Tag::Weak(_) => false,
         })
     }
@@ -108,7 +122,7 @@ impl Tags<'_> {
         let mut known = None;
         let more = self.any(|tag| match (tag, known) {
             (Tag::Strong(text) | Tag::Weak(text), None) => {
-                known = Some(parse_etag(text));
+                known = Some(digest_of(text));
                 false
             }
             _ => true,
@@ -121,9 +135,13 @@ impl Tags<'_> {
     }
 }
 
+fn digest_of(tag: &[u8]) -> Option<Digest> {
+    parse_etag(std::str::from_utf8(tag).ok()?)
+}
+
 /// Whether `If-Range` names this state: a strong entity tag. Dates of seconds are no strong validators.
 pub(super) fn if_range_matches(value: &HeaderValue, digest: &Digest) -> bool {
-    each(value.as_bytes(), &mut |tag| matches!(tag, Tag::Strong(text) if parse_etag(text) == Some(*digest)))
+    each(value.as_bytes(), &mut |tag| matches!(tag, Tag::Strong(text) if digest_of(text) == Some(*digest)))
 }
 
 /// Walks over a list of entity tags until `test` says yes; ends at the first thing that is none.
@@ -153,25 +171,8 @@ fn each(mut list: &[u8], test: &mut impl FnMut(Tag<'_>) -> bool) -> bool {
     }
 }
 
-// --- until torc_protocol::context is there -------------------------------------------------------------
-
-fn put_etag(buf: &mut BytesMut, digest: &Digest) {
-    let _ = write!(buf, "{:016x}{:016x}{:016x}", digest.version.hlc.0, digest.version.node.0, digest.hash);
-}
-
-fn parse_etag(text: &[u8]) -> Option<Digest> {
-    let text = std::str::from_utf8(text).ok().filter(|t| t.len() == 48 && t.bytes().all(|b| b.is_ascii_hexdigit()))?;
-    let word = |at: usize| u64::from_str_radix(text.get(at..at + 16)?, 16).ok();
-    Some(Digest { version: Version { hlc: Hlc(word(0)?), node: NodeId(word(16)?) }, hash: word(32)? })
-}
-
-fn put_context(buf: &mut BytesMut, _scope: &Scope<'_>, version: Version) {
-    let _ = write!(buf, "{:016x}{:016x}", version.hlc.0, version.node.0);
-}
-
-/// The version that a context holds; `None` when this cluster did not give it out for this key.
-pub(super) fn parse_context(value: &HeaderValue, _scope: &Scope<'_>) -> Option<Version> {
-    let text = value.to_str().ok().filter(|t| t.len() == 32)?;
-    let word = |at: usize| u64::from_str_radix(text.get(at..at + 16)?, 16).ok();
-    Some(Version { hlc: Hlc(word(0)?), node: NodeId(word(16)?) })
+/// The version that an ETag, quotes included, was made of.
+#[cfg(test)]
+pub(super) fn etag_version(quoted: &str) -> Option<Version> {
+    parse_etag(quoted).map(|digest| digest.version)
 }

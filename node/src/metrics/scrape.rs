@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
@@ -10,6 +11,7 @@ use prometheus_client::registry::Registry;
 use torc_protocol::shard_io::View;
 use torc_ring::NodeId;
 use torc_ring::config::DEFAULT_BUCKET;
+use torc_storage::Properties;
 
 use super::process::Process;
 use super::series::{Counter, Histogram};
@@ -26,6 +28,9 @@ pub struct Scrape {
     view: Option<Arc<View>>,
     state: State,
     node: NodeId,
+    /// Measured round trip of each peer that is connected.
+    rtt: Vec<(NodeId, Duration)>,
+    store: Option<Properties>,
     process: Process,
 }
 
@@ -33,11 +38,15 @@ impl Scrape {
     /// The node as it is now.
     #[must_use]
     pub fn of(handle: &Handle) -> Self {
+        let parts = handle.parts();
+        let peers = parts.map_or_else(Vec::new, |parts| parts.transport.peers());
         Self {
             metrics: handle.shared_metrics(),
             view: handle.view(),
             state: handle.state(),
             node: handle.node(),
+            rtt: peers.into_iter().filter_map(|peer| Some((peer.node, peer.rtt?))).collect(),
+            store: parts.map(|parts| parts.store.properties()),
             process: Process::read(),
         }
     }
@@ -109,6 +118,11 @@ impl Scrape {
 
     fn peers(&self, out: &mut Out<'_>) -> fmt::Result {
         let m = &self.metrics;
+        let help = "Round trip of the network to the peer, smoothed";
+        let mut rtt = out.family("torc_peer_rtt_seconds", help, MetricType::Gauge)?;
+        for &(peer, time) in &self.rtt {
+            rtt.encode_family(&[("peer", self.name(peer))])?.encode_gauge(&time.as_secs_f64())?;
+        }
         let help = "Seconds from a coordinator's request to the peer's reply";
         let mut replies = out.family("torc_peer_reply_seconds", help, MetricType::Histogram)?;
         for (peer, times) in m.peer_reply.snapshot() {
@@ -166,6 +180,35 @@ impl Scrape {
         partitions.encode_family(&[("state", "foreign")])?.encode_gauge(&foreign)
     }
 
+    fn store(&self, out: &mut Out<'_>) -> fmt::Result {
+        let Some(p) = &self.store else { return Ok(()) };
+        let counters = [
+            ("torc_rocksdb_block_cache_hits", "Blocks found in the cache", p.block_cache_hits),
+            ("torc_rocksdb_block_cache_misses", "Blocks not found in the cache", p.block_cache_misses),
+        ];
+        for (name, help, count) in counters {
+            counter(&mut out.family(name, help, MetricType::Counter)?, count)?;
+        }
+        let help = "Time that writes waited for flush and compaction";
+        let stalled = p.stall_us as f64 / MICROS;
+        out.family("torc_rocksdb_stall_seconds", help, MetricType::Counter)?
+            .encode_counter::<NoLabelSet, f64, f64>(&stalled, None)?;
+        let gauges = [
+            ("torc_rocksdb_memtable_bytes", "Bytes of write buffers", p.memtable_bytes),
+            ("torc_rocksdb_compaction_debt_bytes", "Bytes that compaction has yet to rewrite, estimated", p.compaction_debt_bytes),
+            ("torc_rocksdb_stalled", "1 while writes are slowed down or stopped", u64::from(p.stalled)),
+            ("torc_rocksdb_block_cache_bytes", "Bytes in the block cache", p.block_cache_bytes),
+            ("torc_rocksdb_disk_bytes", "Bytes of tables on disk, without the log", p.disk_bytes),
+            ("torc_rocksdb_records", "Records, tombstones included, estimated", p.records),
+            ("torc_rocksdb_corrupt", "1 when RocksDB refuses writes because it met corrupt data", u64::from(p.corrupt)),
+            ("torc_disk_free_bytes", "Free bytes of the data directory's file system", p.free_bytes),
+        ];
+        for (name, help, value) in gauges {
+            out.gauge(name, help, value as f64)?;
+        }
+        Ok(())
+    }
+
     fn process(&self, out: &mut Out<'_>) -> fmt::Result {
         let p = &self.process;
         if let Some(seconds) = p.cpu_seconds {
@@ -196,6 +239,7 @@ impl Collector for Scrape {
         self.peers(&mut out)?;
         self.hints(&mut out)?;
         self.membership(&mut out)?;
+        self.store(&mut out)?;
         self.process(&mut out)
     }
 }

@@ -27,16 +27,25 @@ const VALUE_LEN: usize = 1024;
 const FRAME_LEN: usize = VALUE_LEN + 100;
 
 fn main() {
-    let mut args = std::env::args().skip(1).map(|arg| arg.parse::<u64>().unwrap());
+    let mut args = std::env::args()
+        .skip(1)
+        .map(|arg| arg.parse::<u64>().unwrap());
     let seconds = Duration::from_secs(args.next().unwrap_or(3));
     let rounds = args.next().unwrap_or(3);
     let dir = std::env::temp_dir().join(format!("torc-peer-round-trips-{}", std::process::id()));
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .unwrap();
     let identity = |name| Identity::development_in(&dir, name).unwrap();
     let (a, b) = (identity("a"), identity("b"));
     for _ in 0..rounds {
         runtime.block_on(measure("bare quinn", seconds, bare(a.clone(), b.clone())));
-        runtime.block_on(measure("transport", seconds, transport(a.clone(), b.clone())));
+        runtime.block_on(measure(
+            "transport",
+            seconds,
+            transport(a.clone(), b.clone()),
+        ));
     }
     std::fs::remove_dir_all(dir).unwrap();
 }
@@ -52,7 +61,11 @@ struct Load {
 async fn measure(what: &str, time: Duration, load: impl Future<Output = Load>) {
     let load = load.await;
     tokio::time::sleep(Duration::from_millis(500)).await;
-    let (from, cpu, at) = (load.done.load(Ordering::Relaxed), cpu_seconds(), Instant::now());
+    let (from, cpu, at) = (
+        load.done.load(Ordering::Relaxed),
+        cpu_seconds(),
+        Instant::now(),
+    );
     tokio::time::sleep(time).await;
     let count = load.done.load(Ordering::Relaxed) - from;
     let (cpu, elapsed) = (cpu_seconds() - cpu, at.elapsed().as_secs_f64());
@@ -75,7 +88,14 @@ async fn measure(what: &str, time: Duration, load: impl Future<Output = Load>) {
 fn cpu_seconds() -> f64 {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
     let after_name = stat.rsplit(") ").next().unwrap();
-    let ticks = |index: usize| after_name.split(' ').nth(index).unwrap().parse::<f64>().unwrap();
+    let ticks = |index: usize| {
+        after_name
+            .split(' ')
+            .nth(index)
+            .unwrap()
+            .parse::<f64>()
+            .unwrap()
+    };
     (ticks(11) + ticks(12)) / 100.0
 }
 
@@ -103,7 +123,8 @@ struct Echo {
 
 impl Inbound for Echo {
     fn on_messages(&self, _: NodeId, messages: Vec<PeerMessage>) {
-        self.done.fetch_add(messages.len() as u64, Ordering::Relaxed);
+        self.done
+            .fetch_add(messages.len() as u64, Ordering::Relaxed);
         if self.stop.load(Ordering::Relaxed) {
             return;
         }
@@ -146,22 +167,55 @@ async fn transport(a: Identity, b: Identity) -> Load {
     let members = [member_a, member_b];
     a.set_members(&members);
     b.set_members(&members);
-    while !a.peers().iter().chain(&b.peers()).all(|peer| peer.rtt.is_some()) {
+    while !a
+        .peers()
+        .iter()
+        .chain(&b.peers())
+        .all(|peer| peer.rtt.is_some())
+    {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     for number in 0..IN_FLIGHT as u64 {
-        let version = Version { hlc: Hlc(number), node: NodeId(1) };
-        let parts = Parts { version, expiry: None, content_type: b"", value: &[7; VALUE_LEN] };
-        let kind = ReplyKind::Full { record: Some(Record::value(parts)) };
-        let reply = Reply { op: OpId(number), ring: RingVersion(1), kind };
-        a.send(NodeId(2), PeerMessage { hlc: Hlc(number), body: PeerBody::Reply(reply) });
+        let version = Version {
+            hlc: Hlc(number),
+            node: NodeId(1),
+        };
+        let parts = Parts {
+            version,
+            expiry: None,
+            content_type: b"",
+            value: &[7; VALUE_LEN],
+        };
+        let kind = ReplyKind::Full {
+            record: Some(Record::value(parts)),
+        };
+        let reply = Reply {
+            op: OpId(number),
+            ring: RingVersion(1),
+            kind,
+        };
+        a.send(
+            NodeId(2),
+            PeerMessage {
+                hlc: Hlc(number),
+                body: PeerBody::Reply(reply),
+            },
+        );
     }
-    Load { done, stop, transports: vec![a, b], endpoints: Vec::new() }
+    Load {
+        done,
+        stop,
+        transports: vec![a, b],
+        endpoints: Vec::new(),
+    }
 }
 
 /// One stream with frames of fixed length; whatever has come is answered with one write.
 async fn bare(a: Identity, b: Identity) -> Load {
-    let (done, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+    let (done, stop) = (
+        Arc::new(AtomicU64::new(0)),
+        Arc::new(AtomicBool::new(false)),
+    );
     let any: SocketAddr = ([127, 0, 0, 1], 0).into();
     let server = quinn::Endpoint::server(server_config(&b), any).unwrap();
     let addr = server.local_addr().unwrap();
@@ -180,12 +234,19 @@ async fn bare(a: Identity, b: Identity) -> Load {
     let (mut out, from) = connection.open_bi().await.unwrap();
     let (done_there, stop_there) = (done.clone(), stop.clone());
     tokio::spawn(async move {
-        out.write_chunk(vec![7; IN_FLIGHT * FRAME_LEN].into()).await.unwrap();
+        out.write_chunk(vec![7; IN_FLIGHT * FRAME_LEN].into())
+            .await
+            .unwrap();
         echo(out, from, done_there, stop_there).await;
         drop(connection);
         let _ = accept.await;
     });
-    Load { done, stop, transports: Vec::new(), endpoints: vec![server, client] }
+    Load {
+        done,
+        stop,
+        transports: Vec::new(),
+        endpoints: vec![server, client],
+    }
 }
 
 async fn echo(
@@ -228,11 +289,13 @@ fn server_config(identity: &Identity) -> quinn::ServerConfig {
 }
 
 fn client_config(identity: &Identity) -> quinn::ClientConfig {
-    let tls = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .unwrap()
-        .with_root_certificates(identity.roots().unwrap())
-        .with_client_auth_cert(identity.chain().to_vec(), identity.key())
-        .unwrap();
+    let tls = rustls::ClientConfig::builder_with_provider(Arc::new(
+        rustls::crypto::ring::default_provider(),
+    ))
+    .with_protocol_versions(&[&rustls::version::TLS13])
+    .unwrap()
+    .with_root_certificates(identity.roots().unwrap())
+    .with_client_auth_cert(identity.chain().to_vec(), identity.key())
+    .unwrap();
     quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).unwrap()))
 }

@@ -84,7 +84,9 @@ pub struct GossipView {
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)] // the messages say it
 pub enum GossipError {
-    #[error("gossip generation {generation} is not below 2^48; it must be a counter or seconds since 1970")]
+    #[error(
+        "gossip generation {generation} is not below 2^48; it must be a counter or seconds since 1970"
+    )]
     Generation { generation: u64 },
     #[error("gossip interval is zero; set it to some 200 ms")]
     NoInterval,
@@ -130,13 +132,19 @@ struct Shared {
 ///
 /// # Errors
 /// When the settings make no sense.
+#[expect(
+    clippy::unused_async,
+    reason = "starting spawns a task: the runtime is part of the contract"
+)]
 pub async fn start(
     settings: GossipSettings,
     transport: Transport,
     arrivals: Arrivals,
 ) -> Result<Gossip, GossipError> {
     if settings.generation >= 1 << (64 - RESTART_BITS) {
-        return Err(GossipError::Generation { generation: settings.generation });
+        return Err(GossipError::Generation {
+            generation: settings.generation,
+        });
     }
     if settings.interval.is_zero() {
         return Err(GossipError::NoInterval);
@@ -170,7 +178,9 @@ pub async fn start(
 impl Gossip {
     /// Tells the others, with the next round.
     pub fn set_news(&self, news: News) {
-        self.0.news.send_if_modified(|current| std::mem::replace(current, news) != news);
+        self.0
+            .news
+            .send_if_modified(|current| std::mem::replace(current, news) != news);
     }
 
     /// The members to speak with and to judge, with or without this node.
@@ -291,7 +301,10 @@ impl Runner {
             let view = handle
                 .with_chitchat(|chitchat| {
                     chitchat.self_node_state().set(NEWS_KEY, &news);
-                    self.look(chitchat, members.iter().copied().filter(|node| *node != own))
+                    self.look(
+                        chitchat,
+                        members.iter().copied().filter(|node| *node != own),
+                    )
                 })
                 .await;
             self.greet(handle, &view, &members);
@@ -307,7 +320,9 @@ impl Runner {
     fn look(&mut self, chitchat: &Chitchat, members: impl Iterator<Item = NodeId>) -> GossipView {
         let now = Instant::now();
         // When this process itself stood still, the others' silence meanwhile says nothing about them.
-        let pause = now.duration_since(self.looked_at).saturating_sub(self.settings.interval);
+        let pause = now
+            .duration_since(self.looked_at)
+            .saturating_sub(self.settings.interval);
         self.looked_at = now;
         let mut states = BTreeMap::new();
         for (id, state) in chitchat.node_states() {
@@ -333,7 +348,11 @@ impl Runner {
             }
             if value > heartbeat.value {
                 let moved = heartbeat.value.is_some();
-                heartbeat = Heartbeat { value, moved_at: now, moved };
+                heartbeat = Heartbeat {
+                    value,
+                    moved_at: now,
+                    moved,
+                };
             }
             let silent = now.duration_since(heartbeat.moved_at) > self.settings.patience;
             if silent {
@@ -342,7 +361,10 @@ impl Runner {
             } else if heartbeat.moved {
                 view.live.push(node);
             }
-            if let Some(news) = state.and_then(|(_, state)| state.get(NEWS_KEY)).and_then(News::decode) {
+            if let Some(news) = state
+                .and_then(|(_, state)| state.get(NEWS_KEY))
+                .and_then(News::decode)
+            {
                 view.news.insert(node, news);
             }
             heartbeats.insert(node, heartbeat);
@@ -368,7 +390,10 @@ impl Runner {
 impl News {
     /// Decimal numbers; later versions append more.
     fn encode(self) -> String {
-        format!("{} {} {} {}", self.applied.0, self.known.0, self.hlc_bound, self.oldest_hint)
+        format!(
+            "{} {} {} {}",
+            self.applied.0, self.known.0, self.hlc_bound, self.oldest_hint
+        )
     }
 
     fn decode(text: &str) -> Option<Self> {
@@ -400,8 +425,13 @@ impl ChitchatTransport for Carrier {
 
 #[async_trait]
 impl Socket for Carrier {
-    async fn send(&mut self, to: SocketAddr, message: ChitchatMessage) -> Result<(), anyhow::Error> {
-        self.transport.send_gossip(to, message.serialize_to_vec().into());
+    async fn send(
+        &mut self,
+        to: SocketAddr,
+        message: ChitchatMessage,
+    ) -> Result<(), anyhow::Error> {
+        self.transport
+            .send_gossip(to, message.serialize_to_vec().into());
         Ok(())
     }
 
@@ -487,18 +517,28 @@ mod tests {
             peer,
             http: String::new(),
         };
-        Node { view: gossip.subscribe(), transport, gossip, member }
+        Node {
+            view: gossip.subscribe(),
+            transport,
+            gossip,
+            member,
+        }
     }
 
     impl Node {
         fn know(&self, members: &[Member]) {
             self.transport.set_members(members);
-            self.gossip.set_members(&members.iter().map(|member| member.id).collect::<Vec<_>>());
+            self.gossip
+                .set_members(&members.iter().map(|member| member.id).collect::<Vec<_>>());
         }
 
         async fn sees(&mut self, what: &str, condition: impl FnMut(&GossipView) -> bool) {
             let seen = timeout(PATIENCE, self.view.wait_for(condition)).await;
-            assert!(seen.is_ok_and(|view| view.is_ok()), "{what}, seen by {}", self.member.name);
+            assert!(
+                seen.is_ok_and(|view| view.is_ok()),
+                "{what}, seen by {}",
+                self.member.name
+            );
         }
     }
 
@@ -516,13 +556,21 @@ mod tests {
             node.know(&members);
         }
         for (index, node) in nodes.iter_mut().enumerate() {
-            let others: Vec<_> = (1..=3).map(NodeId).filter(|id| id.0 != index as u64 + 1).collect();
+            let others: Vec<_> = (1..=3)
+                .map(NodeId)
+                .filter(|id| id.0 != index as u64 + 1)
+                .collect();
             node.sees("all live", |view| view.live == others).await;
         }
-        let news = News { applied: ConfigVersion(5), hlc_bound: 6, ..News::default() };
+        let news = News {
+            applied: ConfigVersion(5),
+            hlc_bound: 6,
+            ..News::default()
+        };
         nodes[2].gossip.set_news(news);
         for node in &mut nodes[..2] {
-            node.sees("news", |view| view.news.get(&NodeId(3)) == Some(&news)).await;
+            node.sees("news", |view| view.news.get(&NodeId(3)) == Some(&news))
+                .await;
         }
 
         let gone = nodes.pop().unwrap();
@@ -532,8 +580,15 @@ mod tests {
         gone.transport.stop().await;
         drop(gone);
         for node in &mut nodes {
-            node.sees("death", |view| view.dead == [NodeId(3)] && view.live.len() == 1).await;
-            assert!(died.elapsed() < Duration::from_secs(3), "{:?}", died.elapsed());
+            node.sees("death", |view| {
+                view.dead == [NodeId(3)] && view.live.len() == 1
+            })
+            .await;
+            assert!(
+                died.elapsed() < Duration::from_secs(3),
+                "{:?}",
+                died.elapsed()
+            );
         }
 
         let free = async {
@@ -544,10 +599,16 @@ mod tests {
         timeout(PATIENCE, free).await.unwrap();
         let back = node(&dir, 3, 2, listen).await;
         back.know(&members);
-        let news = News { applied: ConfigVersion(6), ..News::default() };
+        let news = News {
+            applied: ConfigVersion(6),
+            ..News::default()
+        };
         back.gossip.set_news(news);
         for node in &mut nodes {
-            node.sees("return", |view| view.dead.is_empty() && view.news.get(&NodeId(3)) == Some(&news)).await;
+            node.sees("return", |view| {
+                view.dead.is_empty() && view.news.get(&NodeId(3)) == Some(&news)
+            })
+            .await;
         }
     }
 
@@ -557,16 +618,25 @@ mod tests {
         pki::init(dir.path()).unwrap();
         let any: SocketAddr = ([127, 0, 0, 1], 0).into();
         let (mut a, mut b) = (node(&dir, 1, 1, any).await, node(&dir, 2, 1, any).await);
-        let absent = Member { id: NodeId(9), name: "n9".into(), peer: "127.0.0.1:9".into(), ..a.member.clone() };
+        let absent = Member {
+            id: NodeId(9),
+            name: "n9".into(),
+            peer: "127.0.0.1:9".into(),
+            ..a.member.clone()
+        };
         let members = [a.member.clone(), b.member.clone(), absent];
         a.know(&members);
         b.know(&members);
         a.sees("b live", |view| view.live == [NodeId(2)]).await;
         for len in 0..200 {
-            a.transport.send_gossip(b.transport.advertised(), vec![len as u8; len].into());
+            a.transport
+                .send_gossip(b.transport.advertised(), vec![len as u8; len].into());
         }
         for node in [&mut a, &mut b] {
-            node.sees("n9 dead", |view| view.dead == [NodeId(9)] && view.live.len() == 1).await;
+            node.sees("n9 dead", |view| {
+                view.dead == [NodeId(9)] && view.live.len() == 1
+            })
+            .await;
         }
     }
 

@@ -48,7 +48,11 @@ const FILE_LEN_MAX: u64 = 1 << 20;
 #[allow(missing_docs)] // the messages say it
 pub enum PkiError {
     #[error("cannot {action} {}: {source}", path.display())]
-    Io { action: &'static str, path: PathBuf, source: io::Error },
+    Io {
+        action: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
     #[error("{} exists already: a new CA would lock out every node of the old one; use another folder", path.display())]
     Exists { path: PathBuf },
     #[error("no CA in {}: {CA_CERTIFICATE} is missing; make one with `torc pki init --out {}`", dir.display(), dir.display())]
@@ -73,12 +77,23 @@ pub enum PkiError {
     #[error("{} was not issued by the CA in {}; issue it again with that CA", path.display(), ca.display())]
     OtherCa { path: PathBuf, ca: PathBuf },
     #[error("{} belongs to the node `{found}`, not to `{name}`", path.display())]
-    OtherName { path: PathBuf, name: String, found: String },
+    OtherName {
+        path: PathBuf,
+        name: String,
+        found: String,
+    },
     #[error("{} and {} do not belong together", certificate.display(), key.display())]
     KeyMismatch { certificate: PathBuf, key: PathBuf },
     #[error("{} may be changed or read by others (mode {mode:o}, owner {uid}); remove it or make it your own with mode {wanted:o}", path.display())]
-    Unsafe { path: PathBuf, mode: u32, uid: u32, wanted: u32 },
-    #[error("no place for the development CA: neither XDG_DATA_HOME nor HOME is set; name a folder with --pki")]
+    Unsafe {
+        path: PathBuf,
+        mode: u32,
+        uid: u32,
+        wanted: u32,
+    },
+    #[error(
+        "no place for the development CA: neither XDG_DATA_HOME nor HOME is set; name a folder with --pki"
+    )]
     NoHome,
     #[error("certificate cannot be made: {0}")]
     Make(#[from] rcgen::Error),
@@ -120,7 +135,9 @@ pub struct Identity {
 
 impl fmt::Debug for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Identity").field("name", &self.name).finish_non_exhaustive()
+        f.debug_struct("Identity")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
     }
 }
 
@@ -156,7 +173,11 @@ pub fn issue(dir: &Path, name: &str) -> Result<Issued, PkiError> {
 /// # Errors
 /// When neither `XDG_DATA_HOME` nor `HOME` is set.
 pub fn development_dir() -> Result<PathBuf, PkiError> {
-    let absolute = |key| std::env::var_os(key).map(PathBuf::from).filter(|path| path.is_absolute());
+    let absolute = |key| {
+        std::env::var_os(key)
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute())
+    };
     let base = absolute("XDG_DATA_HOME")
         .or_else(|| absolute("HOME").map(|home| home.join(".local/share")))
         .ok_or(PkiError::NoHome)?;
@@ -172,18 +193,26 @@ impl Identity {
     pub fn load(dir: &Path, name: &str) -> Result<Self, PkiError> {
         check_name(name)?;
         if !dir.join(CA_CERTIFICATE).is_file() {
-            return Err(PkiError::NoCa { dir: dir.to_owned() });
+            return Err(PkiError::NoCa {
+                dir: dir.to_owned(),
+            });
         }
         let can_issue = dir.join(CA_KEY).is_file();
         let missing = !certificate_path(dir, name).is_file() || !key_path(dir, name).is_file();
         if missing && !can_issue {
-            return Err(PkiError::NoCertificate { dir: dir.to_owned(), name: name.to_owned() });
+            return Err(PkiError::NoCertificate {
+                dir: dir.to_owned(),
+                name: name.to_owned(),
+            });
         }
         if can_issue && (missing || renewable(dir, name)) {
             issue(dir, name)?;
         }
         let identity = Self::read(dir, name)?;
-        let left = identity.expires.duration_since(SystemTime::now()).unwrap_or_default();
+        let left = identity
+            .expires
+            .duration_since(SystemTime::now())
+            .unwrap_or_default();
         if left < RENEW_BEFORE {
             warn!(
                 days = left.as_secs() / DAY.as_secs(),
@@ -222,9 +251,18 @@ impl Identity {
         let ca = read_certificate(&dir.join(CA_CERTIFICATE))?;
         let key = KeyPair::generate()?;
         let (certificate, expires) = sign(dir, name, &key)?;
-        let key = PrivateKeyDer::try_from(key.serialize_der())
-            .map_err(|_| PkiError::Malformed { what: "private key", path: dir.join(CA_KEY) })?;
-        Ok(Self { name: name.to_owned(), chain: vec![certificate.der().clone()], key: Arc::new(key), ca, expires })
+        let key =
+            PrivateKeyDer::try_from(key.serialize_der()).map_err(|_| PkiError::Malformed {
+                what: "private key",
+                path: dir.join(CA_KEY),
+            })?;
+        Ok(Self {
+            name: name.to_owned(),
+            chain: vec![certificate.der().clone()],
+            key: Arc::new(key),
+            ca,
+            expires,
+        })
     }
 
     /// The node's name.
@@ -270,23 +308,47 @@ impl Identity {
         let pem = read_file(&certificate)?;
         let chain = CertificateDer::pem_slice_iter(&pem)
             .collect::<Result<Vec<_>, _>>()
-            .map_err(|_| PkiError::Malformed { what: "certificate", path: certificate.clone() })?;
-        let first = chain
-            .first()
-            .ok_or_else(|| PkiError::Malformed { what: "certificate", path: certificate.clone() })?;
-        let found = node_name(first)
-            .ok_or_else(|| PkiError::Malformed { what: "node certificate", path: certificate.clone() })?;
+            .map_err(|_| PkiError::Malformed {
+                what: "certificate",
+                path: certificate.clone(),
+            })?;
+        let first = chain.first().ok_or_else(|| PkiError::Malformed {
+            what: "certificate",
+            path: certificate.clone(),
+        })?;
+        let found = node_name(first).ok_or_else(|| PkiError::Malformed {
+            what: "node certificate",
+            path: certificate.clone(),
+        })?;
         if found != name {
-            return Err(PkiError::OtherName { path: certificate, name: name.to_owned(), found });
+            return Err(PkiError::OtherName {
+                path: certificate,
+                name: name.to_owned(),
+                found,
+            });
         }
         warn_if_readable(&key_path);
-        let key = PrivateKeyDer::from_pem_slice(&read_file(&key_path)?)
-            .map_err(|_| PkiError::Malformed { what: "private key", path: key_path.clone() })?;
+        let key = PrivateKeyDer::from_pem_slice(&read_file(&key_path)?).map_err(|_| {
+            PkiError::Malformed {
+                what: "private key",
+                path: key_path.clone(),
+            }
+        })?;
         let provider = provider();
-        rustls::sign::CertifiedKey::from_der(chain.clone(), key.clone_key(), &provider)
-            .map_err(|_| PkiError::KeyMismatch { certificate: certificate.clone(), key: key_path })?;
+        rustls::sign::CertifiedKey::from_der(chain.clone(), key.clone_key(), &provider).map_err(
+            |_| PkiError::KeyMismatch {
+                certificate: certificate.clone(),
+                key: key_path,
+            },
+        )?;
         let expires = expiry(first).unwrap_or(UNIX_EPOCH);
-        let identity = Self { name: name.to_owned(), chain, key: Arc::new(key), ca, expires };
+        let identity = Self {
+            name: name.to_owned(),
+            chain,
+            key: Arc::new(key),
+            ca,
+            expires,
+        };
         identity.check_as_peers_do(&certificate, &ca_path)?;
         Ok(identity)
     }
@@ -295,13 +357,21 @@ impl Identity {
     fn check_as_peers_do(&self, path: &Path, ca: &Path) -> Result<(), PkiError> {
         let verifier = WebPkiServerVerifier::builder_with_provider(self.roots()?, provider())
             .build()
-            .map_err(|_| PkiError::Malformed { what: "CA certificate", path: ca.to_owned() })?;
-        let name = ServerName::try_from(PEER_DNS_NAME)
-            .map_err(|_| PkiError::Malformed { what: "certificate", path: path.to_owned() })?;
+            .map_err(|_| PkiError::Malformed {
+                what: "CA certificate",
+                path: ca.to_owned(),
+            })?;
+        let name = ServerName::try_from(PEER_DNS_NAME).map_err(|_| PkiError::Malformed {
+            what: "certificate",
+            path: path.to_owned(),
+        })?;
         let (first, rest) = self
             .chain
             .split_first()
-            .ok_or_else(|| PkiError::Malformed { what: "certificate", path: path.to_owned() })?;
+            .ok_or_else(|| PkiError::Malformed {
+                what: "certificate",
+                path: path.to_owned(),
+            })?;
         let path = path.to_owned();
         match verifier.verify_server_cert(first, rest, &name, &[], UnixTime::now()) {
             Ok(_) => Ok(()),
@@ -313,7 +383,10 @@ impl Identity {
                     PkiError::NotYetValid { path }
                 }
                 CertificateError::UnknownIssuer | CertificateError::BadSignature => {
-                    PkiError::OtherCa { path, ca: ca.to_owned() }
+                    PkiError::OtherCa {
+                        path,
+                        ca: ca.to_owned(),
+                    }
                 }
                 other => PkiError::Tls(rustls::Error::InvalidCertificate(other)),
             }),
@@ -353,9 +426,15 @@ pub fn node_name(certificate: &CertificateDer<'_>) -> Option<String> {
 
 fn check_name(name: &str) -> Result<(), PkiError> {
     if !is_node_name(name) || name.starts_with('.') {
-        return Err(PkiError::BadName { name: name.chars().take(80).collect() });
+        return Err(PkiError::BadName {
+            name: name.chars().take(80).collect(),
+        });
     }
-    if name == "ca" { Err(PkiError::ReservedName) } else { Ok(()) }
+    if name == "ca" {
+        Err(PkiError::ReservedName)
+    } else {
+        Ok(())
+    }
 }
 
 fn certificate_path(dir: &Path, name: &str) -> PathBuf {
@@ -370,11 +449,18 @@ fn make_ca(dir: &Path) -> Result<Ca, PkiError> {
     let key = KeyPair::generate()?;
     let (mut params, expires) = params(CA_LIFETIME);
     // The number tells one CA from another in logs, and keeps their subjects apart.
-    params.distinguished_name.push(DnType::CommonName, format!("torc CA {:016x}", rand::random::<u64>()));
+    params.distinguished_name.push(
+        DnType::CommonName,
+        format!("torc CA {:016x}", rand::random::<u64>()),
+    );
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     let certificate = params.self_signed(&key)?;
-    let ca = Ca { certificate: dir.join(CA_CERTIFICATE), key: dir.join(CA_KEY), expires };
+    let ca = Ca {
+        certificate: dir.join(CA_CERTIFICATE),
+        key: dir.join(CA_KEY),
+        expires,
+    };
     write_file(&ca.key, &key.serialize_pem(), 0o600)?;
     write_file(&ca.certificate, &certificate.pem(), 0o644)?;
     Ok(ca)
@@ -392,17 +478,29 @@ fn issue_locked(dir: &Path, name: &str) -> Result<Issued, PkiError> {
     let (certificate, expires) = sign(dir, name, &key)?;
     let path = certificate_path(dir, name);
     write_file(&path, &certificate.pem(), 0o644)?;
-    Ok(Issued { certificate: path, key: key_path, expires })
+    Ok(Issued {
+        certificate: path,
+        key: key_path,
+        expires,
+    })
 }
 
-fn sign(dir: &Path, name: &str, key: &KeyPair) -> Result<(rcgen::Certificate, SystemTime), PkiError> {
+fn sign(
+    dir: &Path,
+    name: &str,
+    key: &KeyPair,
+) -> Result<(rcgen::Certificate, SystemTime), PkiError> {
     let ca_path = dir.join(CA_CERTIFICATE);
     let ca_key_path = dir.join(CA_KEY);
     if !ca_path.is_file() {
-        return Err(PkiError::NoCa { dir: dir.to_owned() });
+        return Err(PkiError::NoCa {
+            dir: dir.to_owned(),
+        });
     }
     if !ca_key_path.is_file() {
-        return Err(PkiError::NoCaKey { dir: dir.to_owned() });
+        return Err(PkiError::NoCaKey {
+            dir: dir.to_owned(),
+        });
     }
     let ca = read_certificate(&ca_path)?;
     let left = lifetime_left(&ca_path)?;
@@ -414,15 +512,19 @@ fn sign(dir: &Path, name: &str, key: &KeyPair) -> Result<(rcgen::Certificate, Sy
         SanType::URI(format!("{URI_PREFIX}{name}").as_str().try_into()?),
     ];
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.extended_key_usages =
-        vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    params.extended_key_usages = vec![
+        ExtendedKeyUsagePurpose::ServerAuth,
+        ExtendedKeyUsagePurpose::ClientAuth,
+    ];
     params.use_authority_key_identifier_extension = true;
     Ok((params.signed_by(key, &issuer)?, expires))
 }
 
 /// Valid from a day ago, so that a clock that is behind does not refuse a new certificate.
 fn params(lifetime: Duration) -> (CertificateParams, SystemTime) {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     let epoch = rcgen::date_time_ymd(1970, 1, 1);
     let mut params = CertificateParams::default();
     params.distinguished_name = rcgen::DistinguishedName::new();
@@ -442,9 +544,15 @@ fn renewable(dir: &Path, name: &str) -> bool {
 
 fn lifetime_left(path: &Path) -> Result<Duration, PkiError> {
     let certificate = read_certificate(path)?;
-    let expires = expiry(&certificate)
-        .ok_or_else(|| PkiError::Malformed { what: "certificate", path: path.to_owned() })?;
-    expires.duration_since(SystemTime::now()).map_err(|_| PkiError::Expired { path: path.to_owned() })
+    let expires = expiry(&certificate).ok_or_else(|| PkiError::Malformed {
+        what: "certificate",
+        path: path.to_owned(),
+    })?;
+    expires
+        .duration_since(SystemTime::now())
+        .map_err(|_| PkiError::Expired {
+            path: path.to_owned(),
+        })
 }
 
 fn expiry(certificate: &CertificateDer<'_>) -> Option<SystemTime> {
@@ -454,20 +562,31 @@ fn expiry(certificate: &CertificateDer<'_>) -> Option<SystemTime> {
 }
 
 fn read_certificate(path: &Path) -> Result<CertificateDer<'static>, PkiError> {
-    CertificateDer::from_pem_slice(&read_file(path)?)
-        .map_err(|_| PkiError::Malformed { what: "certificate", path: path.to_owned() })
+    CertificateDer::from_pem_slice(&read_file(path)?).map_err(|_| PkiError::Malformed {
+        what: "certificate",
+        path: path.to_owned(),
+    })
 }
 
 fn read_key_pair(path: &Path) -> Result<KeyPair, PkiError> {
-    let malformed = || PkiError::Malformed { what: "private key", path: path.to_owned() };
+    let malformed = || PkiError::Malformed {
+        what: "private key",
+        path: path.to_owned(),
+    };
     let pem = String::from_utf8(read_file(path)?).map_err(|_| malformed())?;
     KeyPair::from_pem(&pem).map_err(|_| malformed())
 }
 
 fn read_file(path: &Path) -> Result<Vec<u8>, PkiError> {
-    let failed = |source| PkiError::Io { action: "read", path: path.to_owned(), source };
+    let failed = |source| PkiError::Io {
+        action: "read",
+        path: path.to_owned(),
+        source,
+    };
     if fs::metadata(path).map_err(failed)?.len() > FILE_LEN_MAX {
-        return Err(failed(io::Error::other("the file is far too long for a certificate or key")));
+        return Err(failed(io::Error::other(
+            "the file is far too long for a certificate or key",
+        )));
     }
     fs::read(path).map_err(failed)
 }
@@ -476,44 +595,74 @@ fn read_file(path: &Path) -> Result<Vec<u8>, PkiError> {
 fn write_file(path: &Path, content: &str, mode: u32) -> Result<(), PkiError> {
     let beside = path.with_extension(format!("{:016x}.tmp", rand::random::<u64>()));
     let write = || {
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&beside)?;
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(mode)
+            .open(&beside)?;
         file.write_all(content.as_bytes())?;
         file.sync_all()?;
         fs::rename(&beside, path)
     };
     write().map_err(|source| {
         let _ = fs::remove_file(&beside);
-        PkiError::Io { action: "write", path: path.to_owned(), source }
+        PkiError::Io {
+            action: "write",
+            path: path.to_owned(),
+            source,
+        }
     })
 }
 
 fn make_dir(dir: &Path) -> Result<(), PkiError> {
-    DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|source| PkiError::Io {
-        action: "make",
-        path: dir.to_owned(),
-        source,
-    })
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(|source| PkiError::Io {
+            action: "make",
+            path: dir.to_owned(),
+            source,
+        })
 }
 
 /// Held while files are made, so that several processes that start at once make one CA.
 fn lock(dir: &Path) -> Result<File, PkiError> {
     let path = dir.join(".lock");
     let open = || {
-        let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path)?;
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(&path)?;
         file.lock()?;
         Ok(file)
     };
-    open().map_err(|source| PkiError::Io { action: "lock", path: path.clone(), source })
+    open().map_err(|source| PkiError::Io {
+        action: "lock",
+        path: path.clone(),
+        source,
+    })
 }
 
 fn check_own(path: &Path, forbidden: u32, wanted: u32) -> Result<(), PkiError> {
-    let failed = |source| PkiError::Io { action: "look at", path: path.to_owned(), source };
+    let failed = |source| PkiError::Io {
+        action: "look at",
+        path: path.to_owned(),
+        source,
+    };
     let meta = fs::metadata(path).map_err(failed)?;
     // A process owns its own entry in /proc; there is no safe call for the user id in std.
     let own = fs::metadata("/proc/self").map_or(meta.uid(), |own| own.uid());
     let mode = meta.mode() & 0o777;
     if mode & forbidden != 0 || meta.uid() != own {
-        return Err(PkiError::Unsafe { path: path.to_owned(), mode, uid: meta.uid(), wanted });
+        return Err(PkiError::Unsafe {
+            path: path.to_owned(),
+            mode,
+            uid: meta.uid(),
+            wanted,
+        });
     }
     Ok(())
 }
@@ -549,7 +698,11 @@ mod tests {
         assert_eq!(mode(&issued.key), 0o600);
         let before = fs::read(&issued.key).unwrap();
         issue(&pki, "node-1").unwrap();
-        assert_eq!(fs::read(&issued.key).unwrap(), before, "a key that is there is kept");
+        assert_eq!(
+            fs::read(&issued.key).unwrap(),
+            before,
+            "a key that is there is kept"
+        );
     }
 
     #[test]
@@ -558,10 +711,19 @@ mod tests {
         let (ca, node) = (dir.path().join("ca"), dir.path().join("node"));
         init(&ca).unwrap();
         fs::create_dir(&node).unwrap();
-        assert!(matches!(Identity::load(&node, "a.b_C-1"), Err(PkiError::NoCa { .. })));
+        assert!(matches!(
+            Identity::load(&node, "a.b_C-1"),
+            Err(PkiError::NoCa { .. })
+        ));
         fs::copy(ca.join(CA_CERTIFICATE), node.join(CA_CERTIFICATE)).unwrap();
-        assert!(matches!(Identity::load(&node, "a.b_C-1"), Err(PkiError::NoCertificate { .. })));
-        assert!(matches!(issue(&node, "a.b_C-1"), Err(PkiError::NoCaKey { .. })));
+        assert!(matches!(
+            Identity::load(&node, "a.b_C-1"),
+            Err(PkiError::NoCertificate { .. })
+        ));
+        assert!(matches!(
+            issue(&node, "a.b_C-1"),
+            Err(PkiError::NoCaKey { .. })
+        ));
         issue(&ca, "a.b_C-1").unwrap();
         for file in ["a.b_C-1.pem", "a.b_C-1.key"] {
             fs::copy(ca.join(file), node.join(file)).unwrap();
@@ -587,14 +749,25 @@ mod tests {
 
         put(&ours.join("b.pem"), &ours.join("c.pem"));
         put(&ours.join("b.key"), &ours.join("c.key"));
-        assert!(matches!(Identity::load(&ours, "c"), Err(PkiError::OtherName { found, .. }) if found == "b"));
+        assert!(
+            matches!(Identity::load(&ours, "c"), Err(PkiError::OtherName { found, .. }) if found == "b")
+        );
         put(&ours.join("a.key"), &ours.join("b.key"));
-        assert!(matches!(Identity::load(&ours, "b"), Err(PkiError::KeyMismatch { .. })));
+        assert!(matches!(
+            Identity::load(&ours, "b"),
+            Err(PkiError::KeyMismatch { .. })
+        ));
         put(&theirs.join("a.pem"), &ours.join("a.pem"));
         put(&theirs.join("a.key"), &ours.join("a.key"));
-        assert!(matches!(Identity::load(&ours, "a"), Err(PkiError::OtherCa { .. })));
+        assert!(matches!(
+            Identity::load(&ours, "a"),
+            Err(PkiError::OtherCa { .. })
+        ));
         fs::write(ours.join("a.pem"), "nonsense").unwrap();
-        assert!(matches!(Identity::load(&ours, "a"), Err(PkiError::Malformed { .. })));
+        assert!(matches!(
+            Identity::load(&ours, "a"),
+            Err(PkiError::Malformed { .. })
+        ));
         for name in ["", "a/b", "../a", ".", "a b", "ca"] {
             assert!(Identity::load(&ours, name).is_err(), "{name:?}");
         }
@@ -635,11 +808,16 @@ mod tests {
         let made: Vec<_> = std::thread::scope(|scope| {
             let start = |_| scope.spawn(|| Identity::development_in(&pki, "node-1").unwrap());
             let threads: Vec<_> = (0..8).map(start).collect();
-            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+            threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap())
+                .collect()
         });
         assert!(made.iter().all(|identity| identity.ca == made[0].ca));
         for identity in &made {
-            identity.check_as_peers_do(Path::new("node-1"), Path::new("ca")).unwrap();
+            identity
+                .check_as_peers_do(Path::new("node-1"), Path::new("ca"))
+                .unwrap();
         }
     }
 
@@ -649,9 +827,15 @@ mod tests {
         let pki = dir.path().join("dev-pki");
         Identity::development_in(&pki, "a").unwrap();
         fs::set_permissions(pki.join(CA_KEY), fs::Permissions::from_mode(0o640)).unwrap();
-        assert!(matches!(Identity::development_in(&pki, "a"), Err(PkiError::Unsafe { .. })));
+        assert!(matches!(
+            Identity::development_in(&pki, "a"),
+            Err(PkiError::Unsafe { .. })
+        ));
         fs::set_permissions(pki.join(CA_KEY), fs::Permissions::from_mode(0o600)).unwrap();
         fs::set_permissions(&pki, fs::Permissions::from_mode(0o777)).unwrap();
-        assert!(matches!(Identity::development_in(&pki, "a"), Err(PkiError::Unsafe { .. })));
+        assert!(matches!(
+            Identity::development_in(&pki, "a"),
+            Err(PkiError::Unsafe { .. })
+        ));
     }
 }

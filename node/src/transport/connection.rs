@@ -65,18 +65,28 @@ pub(super) async fn dial(
     addr: &str,
     expected: Option<NodeId>,
 ) -> Result<NodeId, TransportError> {
-    let failed = |source| TransportError::Resolve { addr: addr.to_owned(), source };
+    let failed = |source| TransportError::Resolve {
+        addr: addr.to_owned(),
+        source,
+    };
     let addresses = match timeout(RESOLVE_TIME, tokio::net::lookup_host(addr)).await {
         Ok(Ok(addresses)) => addresses,
         Ok(Err(source)) => return Err(failed(source)),
         Err(_) => return Err(failed(std::io::ErrorKind::TimedOut.into())),
     };
-    let mut last = TransportError::NoAddress { addr: addr.to_owned() };
+    let mut last = TransportError::NoAddress {
+        addr: addr.to_owned(),
+    };
     for address in addresses.take(ADDRESSES_MAX) {
         match timeout(HANDSHAKE_TIME, dial_one(inner, address, expected)).await {
             Ok(Ok(node)) => return Ok(node),
             Ok(Err(error)) => last = error,
-            Err(_) => last = TransportError::Timeout { addr: address, seconds: HANDSHAKE_TIME.as_secs() },
+            Err(_) => {
+                last = TransportError::Timeout {
+                    addr: address,
+                    seconds: HANDSHAKE_TIME.as_secs(),
+                }
+            }
         }
     }
     if let TransportError::Refused { reason, .. } = &last {
@@ -103,7 +113,11 @@ async fn dial_one(
     let hello = match Hello::receive(&mut from).await {
         Some(Ok(hello)) => hello,
         Some(Err(reason)) => {
-            return Err(refuse(&connection, addr, (reason, "its greeting cannot be read".to_owned())));
+            return Err(refuse(
+                &connection,
+                addr,
+                (reason, "its greeting cannot be read".to_owned()),
+            ));
         }
         None => return Err(lost(connection.closed().await)),
     };
@@ -111,12 +125,17 @@ async fn dial_one(
         && expected != hello.node
     {
         connection.close(Reason::OtherNode.code(), expected.to_string().as_bytes());
-        return Err(TransportError::OtherNode { addr: addr.to_string(), expected, found: hello.node });
+        return Err(TransportError::OtherNode {
+            addr: addr.to_string(),
+            expected,
+            found: hello.node,
+        });
     }
     judge(inner, &hello, &connection).map_err(|refused| refuse(&connection, addr, refused))?;
     let node = hello.node;
     let streams = (out, from);
-    admit(inner, hello, connection.clone(), streams).map_err(|refused| refuse(&connection, addr, refused))?;
+    admit(inner, hello, connection.clone(), streams)
+        .map_err(|refused| refuse(&connection, addr, refused))?;
     Ok(node)
 }
 
@@ -126,7 +145,10 @@ pub(super) async fn receive(inner: &Arc<Inner>, incoming: quinn::Incoming) {
     let error = match timeout(HANDSHAKE_TIME, receive_one(inner, incoming)).await {
         Ok(Ok(())) => return,
         Ok(Err(error)) => error,
-        Err(_) => TransportError::Timeout { addr, seconds: HANDSHAKE_TIME.as_secs() },
+        Err(_) => TransportError::Timeout {
+            addr,
+            seconds: HANDSHAKE_TIME.as_secs(),
+        },
     };
     if let TransportError::Refused { reason, .. } = &error {
         inner.metrics.refused(reason.label());
@@ -143,7 +165,11 @@ async fn receive_one(inner: &Arc<Inner>, incoming: quinn::Incoming) -> Result<()
     let hello = match Hello::receive(&mut from).await {
         Some(Ok(hello)) => hello,
         Some(Err(reason)) => {
-            return Err(refuse(&connection, addr, (reason, "its greeting cannot be read".to_owned())));
+            return Err(refuse(
+                &connection,
+                addr,
+                (reason, "its greeting cannot be read".to_owned()),
+            ));
         }
         None => return Err(lost(connection.closed().await)),
     };
@@ -167,22 +193,32 @@ fn judge(inner: &Inner, hello: &Hello, connection: &Connection) -> Result<(), Re
         return Err((Reason::WireVersion, what));
     }
     let Some(certified) = tls::certified_name(connection) else {
-        return Err((Reason::Certificate, "the certificate names no node".to_owned()));
+        return Err((
+            Reason::Certificate,
+            "the certificate names no node".to_owned(),
+        ));
     };
     if hello.process == inner.process {
         return Err((Reason::SelfDial, inner.advertise.to_string()));
     }
     if certified != hello.name {
-        let what = format!("certificate of `{certified}`, node calls itself `{}`", hello.name);
+        let what = format!(
+            "certificate of `{certified}`, node calls itself `{}`",
+            hello.name
+        );
         return Err((Reason::CertificateName, what));
     }
     if hello.node == inner.settings.node {
-        return Err((Reason::OwnId, format!("node id {}, named `{}`", hello.node, hello.name)));
+        return Err((
+            Reason::OwnId,
+            format!("node id {}, named `{}`", hello.node, hello.name),
+        ));
     }
     match (inner.state.read().cluster, hello.cluster) {
-        (Some(ours), Some(theirs)) if ours != theirs => {
-            Err((Reason::OtherCluster, format!("cluster {theirs} meets cluster {ours}")))
-        }
+        (Some(ours), Some(theirs)) if ours != theirs => Err((
+            Reason::OtherCluster,
+            format!("cluster {theirs} meets cluster {ours}"),
+        )),
         _ => Ok(()),
     }
 }
@@ -255,7 +291,12 @@ async fn receive_small(inner: &Inner, peer: &Peer, link: &Link, mut from: RecvSt
         let count = match from.read_chunks(&mut chunks).await {
             Ok(Some(count)) => count,
             Ok(None) if splitter.is_between_frames() => return End::Finished,
-            Ok(None) => return End::Refused(Reason::MalformedFrame, "the stream ends inside a frame".into()),
+            Ok(None) => {
+                return End::Refused(
+                    Reason::MalformedFrame,
+                    "the stream ends inside a frame".into(),
+                );
+            }
             Err(error) => return lost(link, error).await,
         };
         link.active_ms.store(inner.clock_ms(), Ordering::Relaxed);
@@ -302,7 +343,12 @@ async fn receive_streams(
 }
 
 /// Receives the streams that are there already.
-async fn receive_rest(inner: &Arc<Inner>, peer: &Arc<Peer>, link: &Arc<Link>, streams: &mut JoinSet<()>) {
+async fn receive_rest(
+    inner: &Arc<Inner>,
+    peer: &Arc<Peer>,
+    link: &Arc<Link>,
+    streams: &mut JoinSet<()>,
+) {
     loop {
         while let Some(Ok(stream)) = link.connection.accept_uni().now_or_never() {
             start_stream(inner, peer, link, stream, streams);
@@ -345,15 +391,25 @@ async fn receive_stream(
             let mut len = [0; PREFIX_LEN];
             exact(link, &mut from, &mut len).await?;
             let len = u32::from_le_bytes(len) as usize;
-            let limit = if peer.is_member() { MESSAGE_LEN_MAX } else { GUEST_LEN_MAX };
+            let limit = if peer.is_member() {
+                MESSAGE_LEN_MAX
+            } else {
+                GUEST_LEN_MAX
+            };
             if len > limit {
                 return Err(BadFrame::from(TooLong { len }).into());
             }
-            let Ok(_room) = inner.bulk_room.acquire_many(len.div_ceil(1024) as u32).await else {
+            let Ok(_room) = inner
+                .bulk_room
+                .acquire_many(len.div_ceil(1024) as u32)
+                .await
+            else {
                 return Ok(());
             };
             let frame = body(link, &mut from, len).await?;
-            inner.metrics.received(peer.node, (len + PREFIX_LEN + 1) as u64);
+            inner
+                .metrics
+                .received(peer.node, (len + PREFIX_LEN + 1) as u64);
             let message = wire::decode(&frame).map_err(BadFrame::from)?;
             link.active_ms.store(inner.clock_ms(), Ordering::Relaxed);
             deliver(inner, peer, vec![message]);
@@ -377,7 +433,10 @@ async fn receive_stream(
             }
             Ok(())
         }
-        kind => Err(End::Refused(Reason::MalformedFrame, format!("stream of unknown kind {kind}"))),
+        kind => Err(End::Refused(
+            Reason::MalformedFrame,
+            format!("stream of unknown kind {kind}"),
+        )),
     }
 }
 
@@ -386,7 +445,10 @@ async fn exact(link: &Link, from: &mut RecvStream, buffer: &mut [u8]) -> Result<
         Ok(Ok(())) => Ok(()),
         Ok(Err(ReadExactError::FinishedEarly(_))) => Err(cut_off()),
         Ok(Err(ReadExactError::ReadError(error))) => Err(lost(link, error).await),
-        Err(_) => Err(End::Refused(Reason::Stalled, "a message on its own stream".to_owned())),
+        Err(_) => Err(End::Refused(
+            Reason::Stalled,
+            "a message on its own stream".to_owned(),
+        )),
     }
 }
 
@@ -398,7 +460,12 @@ async fn body(link: &Link, from: &mut RecvStream, len: usize) -> Result<Bytes, E
             Ok(Ok(Some(chunk))) => chunk.bytes,
             Ok(Ok(None)) => return Err(cut_off()),
             Ok(Err(error)) => return Err(lost(link, error).await),
-            Err(_) => return Err(End::Refused(Reason::Stalled, "a message on its own stream".to_owned())),
+            Err(_) => {
+                return Err(End::Refused(
+                    Reason::Stalled,
+                    "a message on its own stream".to_owned(),
+                ));
+            }
         };
         if body.len() + chunk.len() > body.capacity() {
             body.reserve(len - body.len());
@@ -409,7 +476,10 @@ async fn body(link: &Link, from: &mut RecvStream, len: usize) -> Result<Bytes, E
 }
 
 fn cut_off() -> End {
-    End::Refused(Reason::MalformedFrame, "the stream ends inside a message".to_owned())
+    End::Refused(
+        Reason::MalformedFrame,
+        "the stream ends inside a message".to_owned(),
+    )
 }
 
 /// How the connection ended, from a failure to read. A stream that was given up by its sender ends

@@ -19,22 +19,32 @@ pub enum Reason {
     #[error("the two nodes speak different wire versions; run the same release on both")]
     WireVersion,
     /// The certificate is of another CA, expired, or no node's certificate.
-    #[error("the certificate is not accepted; both nodes need one that the same CA issued and that is valid now")]
+    #[error(
+        "the certificate is not accepted; both nodes need one that the same CA issued and that is valid now"
+    )]
     Certificate,
     /// Another cluster's id.
-    #[error("the two nodes belong to different clusters; check --join, --peer and the data directory")]
+    #[error(
+        "the two nodes belong to different clusters; check --join, --peer and the data directory"
+    )]
     OtherCluster,
     /// The certificate's name is not the one that the node id is bound to.
-    #[error("the certificate's name is not the name of the member with this node id; start the node under its own --name and certificate")]
+    #[error(
+        "the certificate's name is not the name of the member with this node id; start the node under its own --name and certificate"
+    )]
     CertificateName,
     /// The other node has this node's id.
-    #[error("both nodes have the same node id; one data directory is a copy of the other: remove the copy and let that node join anew")]
+    #[error(
+        "both nodes have the same node id; one data directory is a copy of the other: remove the copy and let that node join anew"
+    )]
     OwnId,
     /// The address is this node's own.
     #[error("the address is the node's own; give --join the address of another node")]
     SelfDial,
     /// Another process with this node id took over.
-    #[error("another process with the same node id is connected; is a copy of the data directory in use?")]
+    #[error(
+        "another process with the same node id is connected; is a copy of the data directory in use?"
+    )]
     DuplicateId,
     /// Another node answered than was meant.
     #[error("another node answers at this address than the member that is expected there")]
@@ -127,9 +137,9 @@ impl Reason {
     /// The reason behind a connection's end, if it has one of these.
     pub(crate) fn of(error: &ConnectionError) -> Option<Self> {
         match error {
-            ConnectionError::ApplicationClosed(close) => {
-                Self::ALL.into_iter().find(|reason| reason.code() == close.error_code)
-            }
+            ConnectionError::ApplicationClosed(close) => Self::ALL
+                .into_iter()
+                .find(|reason| reason.code() == close.error_code),
             ConnectionError::ConnectionClosed(close) => Self::of_alert(close.error_code.into()),
             ConnectionError::TransportError(error) => Self::of_alert(error.code.into()),
             ConnectionError::VersionMismatch => Some(Self::WireVersion),
@@ -166,17 +176,37 @@ pub enum TransportError {
     #[error("the peer address `{addr}` resolves to nothing")]
     NoAddress { addr: String },
     #[error("cannot connect to {addr}: {source}")]
-    Connect { addr: SocketAddr, source: quinn::ConnectError },
-    #[error("no answer from {addr} (QUIC, UDP) within {seconds} s; is a node listening there, and does a firewall pass UDP?")]
+    Connect {
+        addr: SocketAddr,
+        source: quinn::ConnectError,
+    },
+    #[error(
+        "no answer from {addr} (QUIC, UDP) within {seconds} s; is a node listening there, and does a firewall pass UDP?"
+    )]
     Timeout { addr: SocketAddr, seconds: u64 },
     #[error("connection with {addr} failed: {source}")]
-    Lost { addr: SocketAddr, source: ConnectionError },
+    Lost {
+        addr: SocketAddr,
+        source: ConnectionError,
+    },
     #[error("{addr} is refused by this node: {reason} ({what})")]
-    Refused { addr: SocketAddr, reason: Reason, what: String },
+    Refused {
+        addr: SocketAddr,
+        reason: Reason,
+        what: String,
+    },
     #[error("{addr} refuses this node: {reason} ({said})")]
-    RefusedByPeer { addr: SocketAddr, reason: Reason, said: String },
+    RefusedByPeer {
+        addr: SocketAddr,
+        reason: Reason,
+        said: String,
+    },
     #[error("another node answers at `{addr}`: {found} instead of {expected}")]
-    OtherNode { addr: String, expected: NodeId, found: NodeId },
+    OtherNode {
+        addr: String,
+        expected: NodeId,
+        found: NodeId,
+    },
     #[error("the transport has stopped")]
     Stopped,
 }
@@ -195,13 +225,21 @@ impl TransportError {
     /// The error for a connection that ended with `source`.
     pub(crate) fn of(addr: SocketAddr, source: ConnectionError) -> Self {
         match (&source, Reason::of(&source)) {
-            (ConnectionError::TransportError(error), Some(reason)) => {
-                Self::Refused { addr, reason, what: printable(&error.reason) }
-            }
-            (ConnectionError::ApplicationClosed(close), Some(reason)) => {
-                Self::RefusedByPeer { addr, reason, said: printable(&String::from_utf8_lossy(&close.reason)) }
-            }
-            (_, Some(reason)) => Self::RefusedByPeer { addr, reason, said: printable(&source.to_string()) },
+            (ConnectionError::TransportError(error), Some(reason)) => Self::Refused {
+                addr,
+                reason,
+                what: printable(&error.reason),
+            },
+            (ConnectionError::ApplicationClosed(close), Some(reason)) => Self::RefusedByPeer {
+                addr,
+                reason,
+                said: printable(&String::from_utf8_lossy(&close.reason)),
+            },
+            (_, Some(reason)) => Self::RefusedByPeer {
+                addr,
+                reason,
+                said: printable(&source.to_string()),
+            },
             (_, None) => Self::Lost { addr, source },
         }
     }
@@ -209,7 +247,10 @@ impl TransportError {
 
 /// What a peer said, fit for a log line.
 fn printable(said: &str) -> String {
-    said.chars().take(SAID_LEN_MAX).map(|c| if c.is_control() { '?' } else { c }).collect()
+    said.chars()
+        .take(SAID_LEN_MAX)
+        .map(|c| if c.is_control() { '?' } else { c })
+        .collect()
 }
 
 #[cfg(test)]
@@ -220,7 +261,10 @@ mod tests {
     fn every_reason_has_its_own_code_and_label() {
         for (index, reason) in Reason::ALL.into_iter().enumerate() {
             assert_eq!(reason.code(), VarInt::from_u32(index as u32 + 1));
-            let same = Reason::ALL.into_iter().filter(|other| other.label() == reason.label()).count();
+            let same = Reason::ALL
+                .into_iter()
+                .filter(|other| other.label() == reason.label())
+                .count();
             assert_eq!(same, 1);
         }
     }

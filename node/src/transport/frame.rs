@@ -29,7 +29,12 @@ pub(super) struct Splitter {
 impl Splitter {
     /// A splitter that takes frames of at most `limit` bytes.
     pub(super) fn new(limit: usize) -> Self {
-        Self { limit, prefix: [0; PREFIX_LEN], prefix_len: 0, partial: None }
+        Self {
+            limit,
+            prefix: [0; PREFIX_LEN],
+            prefix_len: 0,
+            partial: None,
+        }
     }
 
     /// Hands every frame that is complete with `chunk` to `on_frame`, until that says no.
@@ -50,7 +55,9 @@ impl Splitter {
                 }
                 continue;
             }
-            let Some(len) = self.take_prefix(&mut chunk)? else { continue };
+            let Some(len) = self.take_prefix(&mut chunk)? else {
+                continue;
+            };
             if chunk.len() >= len {
                 on_frame(chunk.split_to(len))?;
             } else {
@@ -78,7 +85,11 @@ impl Splitter {
         }
         self.prefix_len = 0;
         let len = u32::from_le_bytes(self.prefix) as usize;
-        if len > self.limit { Err(TooLong { len }) } else { Ok(Some(len)) }
+        if len > self.limit {
+            Err(TooLong { len })
+        } else {
+            Ok(Some(len))
+        }
     }
 }
 
@@ -110,7 +121,11 @@ mod tests {
         for step in 1..stream.len() {
             let mut splitter = Splitter::new(300);
             let chunks: Vec<&[u8]> = stream.chunks(step).collect();
-            assert_eq!(split(&mut splitter, &chunks).unwrap(), bodies, "cut every {step} bytes");
+            assert_eq!(
+                split(&mut splitter, &chunks).unwrap(),
+                bodies,
+                "cut every {step} bytes"
+            );
             assert!(splitter.is_between_frames());
         }
     }
@@ -133,6 +148,9 @@ mod tests {
     #[test]
     fn a_length_over_the_limit_is_refused() {
         let mut splitter = Splitter::new(10);
-        assert_eq!(split(&mut splitter, &[&[11, 0], &[0, 0]]), Err(TooLong { len: 11 }));
+        assert_eq!(
+            split(&mut splitter, &[&[11, 0], &[0, 0]]),
+            Err(TooLong { len: 11 })
+        );
     }
 }

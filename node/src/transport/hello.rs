@@ -70,11 +70,20 @@ impl Hello {
         let known = bytes.get_u8() != 0;
         let cluster = ClusterId(bytes.get_u64_le());
         let name = text(&mut bytes)?;
-        let advertise = text(&mut bytes)?.parse().map_err(|_| Reason::MalformedHello)?;
+        let advertise = text(&mut bytes)?
+            .parse()
+            .map_err(|_| Reason::MalformedHello)?;
         if !is_node_name(&name) {
             return Err(Reason::MalformedHello);
         }
-        Ok(Self { wire, node, process, cluster: known.then_some(cluster), name, advertise })
+        Ok(Self {
+            wire,
+            node,
+            process,
+            cluster: known.then_some(cluster),
+            name,
+            advertise,
+        })
     }
 
     /// Sends this greeting.
@@ -104,9 +113,13 @@ fn put_text(out: &mut BytesMut, text: &str) {
 
 fn text(bytes: &mut &[u8]) -> Result<String, Reason> {
     let (&len, rest) = bytes.split_first().ok_or(Reason::MalformedHello)?;
-    let (text, rest) = rest.split_at_checked(usize::from(len)).ok_or(Reason::MalformedHello)?;
+    let (text, rest) = rest
+        .split_at_checked(usize::from(len))
+        .ok_or(Reason::MalformedHello)?;
     *bytes = rest;
-    std::str::from_utf8(text).map(ToOwned::to_owned).map_err(|_| Reason::MalformedHello)
+    std::str::from_utf8(text)
+        .map(ToOwned::to_owned)
+        .map_err(|_| Reason::MalformedHello)
 }
 
 #[cfg(test)]
@@ -138,7 +151,11 @@ mod tests {
     fn a_greeting_that_is_cut_off_or_not_one_is_refused() {
         let bytes = hello().encode().to_vec();
         for len in 0..bytes.len() - 2 {
-            assert_eq!(Hello::decode(&bytes[2..2 + len]), Err(Reason::MalformedHello), "{len}");
+            assert_eq!(
+                Hello::decode(&bytes[2..2 + len]),
+                Err(Reason::MalformedHello),
+                "{len}"
+            );
         }
         for at in 0..4 {
             let mut bad = bytes.clone();
@@ -148,5 +165,19 @@ mod tests {
         let mut other = bytes.clone();
         other[6] = HELLO_VERSION + 1;
         assert_eq!(Hello::decode(&other[2..]), Err(Reason::WireVersion));
+    }
+
+    #[test]
+    fn no_changed_byte_makes_decoding_panic() {
+        let bytes = hello().encode().to_vec();
+        for at in 2..bytes.len() {
+            for value in 0..=u8::MAX {
+                let mut bad = bytes.clone();
+                bad[at] = value;
+                if let Ok(read) = Hello::decode(&bad[2..]) {
+                    assert!(is_node_name(&read.name));
+                }
+            }
+        }
     }
 }

@@ -18,7 +18,10 @@ pub(super) async fn run(inner: Arc<Inner>) {
             incoming.refuse();
             continue;
         };
-        let busy = inner.settings.handshakes.saturating_sub(inner.handshakes.available_permits());
+        let busy = inner
+            .settings
+            .handshakes
+            .saturating_sub(inner.handshakes.available_permits());
         if busy > TRUSTING_MAX && !incoming.remote_address_validated() {
             // An error means that it has been validated after all; the peer tries again.
             let _ = incoming.retry();

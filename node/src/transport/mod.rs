@@ -146,7 +146,9 @@ pub struct Transport(Arc<Inner>);
 
 impl fmt::Debug for Transport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Transport").field("node", &self.0.settings.node).finish_non_exhaustive()
+        f.debug_struct("Transport")
+            .field("node", &self.0.settings.node)
+            .finish_non_exhaustive()
     }
 }
 
@@ -187,10 +189,13 @@ impl Transport {
         inbound: Arc<dyn Inbound>,
     ) -> Result<Self, TransportError> {
         let listen = settings.listen;
-        let endpoint = tls::endpoint(listen, &settings.identity)?;
+        let endpoint = tls::endpoint(listen, &settings.identity, tls::ALPN)?;
         let local = endpoint
             .local_addr()
-            .map_err(|source| TransportError::Listen { addr: listen, source })?;
+            .map_err(|source| TransportError::Listen {
+                addr: listen,
+                source,
+            })?;
         let inner = Arc::new(Inner {
             advertise: settings.advertise.unwrap_or(local),
             local,
@@ -233,8 +238,11 @@ impl Transport {
     pub fn set_members(&self, members: &[Member]) {
         let inner = &self.0;
         let own = inner.settings.node;
-        let members: BTreeMap<NodeId, &Member> =
-            members.iter().filter(|member| member.id != own).map(|member| (member.id, member)).collect();
+        let members: BTreeMap<NodeId, &Member> = members
+            .iter()
+            .filter(|member| member.id != own)
+            .map(|member| (member.id, member))
+            .collect();
         let mut state = inner.state.write();
         if state.stopped {
             return;
@@ -250,9 +258,16 @@ impl Transport {
         }
         let mut impostors = Vec::new();
         for (node, member) in members {
-            let role = Role::Member { name: member.name.clone(), addr: member.peer.clone() };
+            let role = Role::Member {
+                name: member.name.clone(),
+                addr: member.peer.clone(),
+            };
             if let Some(peer) = state.peers.get(&node) {
-                impostors.extend(peer.links().into_iter().filter(|link| link.name != member.name));
+                impostors.extend(
+                    peer.links()
+                        .into_iter()
+                        .filter(|link| link.name != member.name),
+                );
                 peer.set_role(role);
             } else {
                 let peer = inner.new_peer(node, role);
@@ -302,7 +317,12 @@ impl Transport {
     /// Sends gossip to the member that advertises `addr`; dropped when there is no connection with it.
     pub fn send_gossip(&self, addr: SocketAddr, bytes: Bytes) {
         let advertises = |peer: &&Arc<Peer>| {
-            peer.is_member() && peer.chosen.borrow().as_ref().is_some_and(|link| link.advertise == addr)
+            peer.is_member()
+                && peer
+                    .chosen
+                    .borrow()
+                    .as_ref()
+                    .is_some_and(|link| link.advertise == addr)
         };
         // A few looks per second, and no table that somebody who is no member could write into.
         let peer = self.0.state.read().peers.values().find(advertises).cloned();
@@ -375,15 +395,21 @@ impl Inner {
     }
 
     fn new_peer(self: &Arc<Self>, node: NodeId, role: Role) -> Arc<Peer> {
-        let bounds =
-            Bounds { messages: self.settings.queue_messages, bytes: self.settings.queue_bytes };
+        let bounds = Bounds {
+            messages: self.settings.queue_messages,
+            bytes: self.settings.queue_bytes,
+        };
         let peer = Arc::new(Peer::new(node, role, bounds));
         sender::start(self, &peer);
         peer
     }
 
     /// The peer that a new connection is with, as a guest when it is not known.
-    fn peer_for(self: &Arc<Self>, node: NodeId, link: &Link) -> Result<Arc<Peer>, (Reason, String)> {
+    fn peer_for(
+        self: &Arc<Self>,
+        node: NodeId,
+        link: &Link,
+    ) -> Result<Arc<Peer>, (Reason, String)> {
         let mut state = self.state.write();
         if state.stopped {
             return Err((Reason::Stopping, String::new()));
@@ -397,9 +423,16 @@ impl Inner {
             }
             peer.clone()
         } else {
-            let guests = state.peers.values().filter(|peer| !peer.is_member()).count();
+            let guests = state
+                .peers
+                .values()
+                .filter(|peer| !peer.is_member())
+                .count();
             if guests >= self.settings.guests {
-                return Err((Reason::TooMany, format!("{guests} nodes that are not members")));
+                return Err((
+                    Reason::TooMany,
+                    format!("{guests} nodes that are not members"),
+                ));
             }
             let peer = self.new_peer(node, Role::Guest);
             state.peers.insert(node, peer.clone());
@@ -411,7 +444,10 @@ impl Inner {
     /// Forgets a guest that has no connection any more.
     fn forget(&self, peer: &Peer) {
         let mut state = self.state.write();
-        let same = state.peers.get(&peer.node).is_some_and(|known| std::ptr::eq(Arc::as_ptr(known), peer));
+        let same = state
+            .peers
+            .get(&peer.node)
+            .is_some_and(|known| std::ptr::eq(Arc::as_ptr(known), peer));
         if same && !peer.is_member() && peer.retire() {
             state.peers.remove(&peer.node);
         }
@@ -436,7 +472,10 @@ impl Inner {
             let mut logged = self.logged.lock();
             let now = Instant::now();
             let key = (peer.to_owned(), kind);
-            if logged.get(&key).is_some_and(|at| now.duration_since(*at) < LOG_INTERVAL) {
+            if logged
+                .get(&key)
+                .is_some_and(|at| now.duration_since(*at) < LOG_INTERVAL)
+            {
                 return;
             }
             if logged.len() >= LOGGED_MAX {
@@ -447,9 +486,10 @@ impl Inner {
             }
             logged.insert(key, now);
         }
-        match error.reason() {
-            Some(_) => tracing::warn!(peer, %error, "no peer connection"),
-            None => tracing::info!(peer, %error, "no peer connection; trying again"),
+        if error.reason().is_some() {
+            tracing::warn!(peer, %error, "no peer connection");
+        } else {
+            tracing::info!(peer, %error, "no peer connection; trying again");
         }
     }
 }
@@ -460,7 +500,11 @@ impl Peer {
         PeerStatus {
             node: self.node,
             member: self.is_member(),
-            rtt: self.chosen.borrow().as_ref().map(|link| link.connection.rtt()),
+            rtt: self
+                .chosen
+                .borrow()
+                .as_ref()
+                .map(|link| link.connection.rtt()),
             queued_messages,
             queued_bytes,
         }
@@ -505,7 +549,9 @@ async fn sweep(inner: std::sync::Weak<Inner>) {
         for peer in peers {
             let chosen = peer.chosen.borrow().as_ref().map(|link| link.id);
             for link in peer.links() {
-                let idle = Duration::from_millis(now.saturating_sub(link.active_ms.load(Ordering::Relaxed)));
+                let idle = Duration::from_millis(
+                    now.saturating_sub(link.active_ms.load(Ordering::Relaxed)),
+                );
                 // The side that dialled a spare connection closes it, and only once.
                 let spare = link.dialled && chosen != Some(link.id) && idle > SPARE_IDLE;
                 if spare || (!peer.is_member() && !link.dialled && idle > GUEST_IDLE) {

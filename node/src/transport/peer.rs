@@ -119,7 +119,8 @@ impl Peer {
     }
 
     pub(super) fn set_role(&self, role: Role) {
-        self.member.store(matches!(role, Role::Member { .. }), Ordering::Release);
+        self.member
+            .store(matches!(role, Role::Member { .. }), Ordering::Release);
         self.role.send_if_modified(|current| {
             let changed = *current != role;
             *current = role;
@@ -177,7 +178,12 @@ impl Peer {
 
     fn choose(&self, own: NodeId, links: &Links) {
         let dialled_by_lower = |link: &&Arc<Link>| link.dialled == (own < self.node);
-        let best = links.all.iter().rev().find(dialled_by_lower).or(links.all.last());
+        let best = links
+            .all
+            .iter()
+            .rev()
+            .find(dialled_by_lower)
+            .or(links.all.last());
         self.chosen.send_if_modified(|chosen| {
             let changed = chosen.as_ref().map(|link| link.id) != best.map(|link| link.id);
             *chosen = best.cloned();
@@ -193,7 +199,10 @@ impl Links {
             if !self.former.contains(&old.process) {
                 self.former.push_back(old.process);
             }
-            old.close(Reason::DuplicateId, "a newer process with this node id has connected");
+            old.close(
+                Reason::DuplicateId,
+                "a newer process with this node id has connected",
+            );
         }
         while self.former.len() > FORMER_MAX {
             self.former.pop_front();

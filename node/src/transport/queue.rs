@@ -93,7 +93,12 @@ impl Queue {
             messages: 0,
             bytes: 0,
         };
-        Self { state: Mutex::new(state), bounds, small: Notify::new(), large: Notify::new() }
+        Self {
+            state: Mutex::new(state),
+            bounds,
+            small: Notify::new(),
+            large: Notify::new(),
+        }
     }
 
     /// Takes the message, or says why not. Encodes small ones at once: cheaper than to move them twice.
@@ -137,7 +142,9 @@ impl Queue {
             if state.full.is_empty() {
                 state.close_open();
             }
-            let Some((batch, since)) = state.full.pop_front() else { return (None, dropped) };
+            let Some((batch, since)) = state.full.pop_front() else {
+                return (None, dropped);
+            };
             state.messages -= batch.frames as usize;
             state.bytes -= batch.bytes.len();
             if now.duration_since(since) <= AGE_MAX {
@@ -169,13 +176,21 @@ impl Queue {
         if state.open_frames > 0 && now.duration_since(state.open_since) > AGE_MAX {
             state.close_open();
         }
-        while state.full.front().is_some_and(|(_, since)| now.duration_since(*since) > AGE_MAX) {
+        while state
+            .full
+            .front()
+            .is_some_and(|(_, since)| now.duration_since(*since) > AGE_MAX)
+        {
             if let Some((batch, _)) = state.full.pop_front() {
                 state.messages -= batch.frames as usize;
                 state.bytes -= batch.bytes.len();
             }
         }
-        while state.large.front().is_some_and(|(_, _, since)| now.duration_since(*since) > AGE_MAX) {
+        while state
+            .large
+            .front()
+            .is_some_and(|(_, _, since)| now.duration_since(*since) > AGE_MAX)
+        {
             if let Some((_, weight, _)) = state.large.pop_front() {
                 state.messages -= 1;
                 state.bytes -= weight;
@@ -225,7 +240,10 @@ impl State {
 
     fn close_open(&mut self) {
         if self.open_frames > 0 {
-            let batch = Batch { bytes: self.open.split().freeze(), frames: self.open_frames };
+            let batch = Batch {
+                bytes: self.open.split().freeze(),
+                frames: self.open_frames,
+            };
             self.full.push_back((batch, self.open_since));
             self.open_frames = 0;
         }
@@ -242,11 +260,15 @@ impl State {
 fn payload_len(message: &PeerMessage) -> usize {
     match &message.body {
         PeerBody::Request(request) => match &request.kind {
-            RequestKind::Write { record, .. } | RequestKind::StandIn { record, .. } => record.as_bytes().len(),
+            RequestKind::Write { record, .. } | RequestKind::StandIn { record, .. } => {
+                record.as_bytes().len()
+            }
             _ => 0,
         },
         PeerBody::Reply(reply) => match &reply.kind {
-            ReplyKind::Full { record: Some(record) } => record.as_bytes().len(),
+            ReplyKind::Full {
+                record: Some(record),
+            } => record.as_bytes().len(),
             _ => 0,
         },
         PeerBody::Cluster(_) => 0,

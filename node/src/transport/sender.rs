@@ -10,12 +10,12 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use torc_protocol::wire;
 
+use super::Inner;
 use super::connection::{self, KIND_GOSSIP, KIND_MESSAGE};
 use super::error::Reason;
 use super::frame::PREFIX_LEN;
 use super::peer::{Link, Peer, Role};
 use super::queue::Large;
-use super::Inner;
 
 /// First and last wait between attempts to connect.
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
@@ -128,7 +128,9 @@ async fn write_large(inner: Arc<Inner>, peer: Arc<Peer>) {
             }
             continue;
         };
-        let Ok(slot) = peer.bulk.clone().acquire_owned().await else { return };
+        let Ok(slot) = peer.bulk.clone().acquire_owned().await else {
+            return;
+        };
         let (next, dropped) = peer.queue.take_large(Instant::now());
         inner.shed(dropped);
         let Some((message, payload)) = next else {
@@ -182,13 +184,19 @@ async fn send_large(link: &Link, message: Large, payload: usize) -> Option<u64> 
     out.write_all_chunks(&mut chunks).await.ok()?;
     out.finish().ok()?;
     // Only what has arrived makes room for the next one: that bounds what QUIC holds for this peer.
-    out.stopped().await.ok().filter(Option::is_none).map(|_| len)
+    out.stopped()
+        .await
+        .ok()
+        .filter(Option::is_none)
+        .map(|_| len)
 }
 
 /// Sends one gossip message on its own stream, or drops it when the last few are still on their way.
 pub(super) fn send_gossip(inner: &Arc<Inner>, peer: &Arc<Peer>, bytes: Bytes) {
     let link = peer.chosen.borrow().clone();
-    let (Some(link), Ok(slot)) = (link, peer.gossip.clone().try_acquire_owned()) else { return };
+    let (Some(link), Ok(slot)) = (link, peer.gossip.clone().try_acquire_owned()) else {
+        return;
+    };
     let (inner, node) = (inner.clone(), peer.node);
     tokio::spawn(async move {
         let len = bytes.len() as u64 + 1;
@@ -196,7 +204,9 @@ pub(super) fn send_gossip(inner: &Arc<Inner>, peer: &Arc<Peer>, bytes: Bytes) {
             let mut out = link.connection.open_uni().await.ok()?;
             // Liveness must not wait behind values.
             let _ = out.set_priority(1);
-            out.write_all_chunks(&mut [Bytes::from_static(&[KIND_GOSSIP]), bytes]).await.ok()?;
+            out.write_all_chunks(&mut [Bytes::from_static(&[KIND_GOSSIP]), bytes])
+                .await
+                .ok()?;
             out.finish().ok()
         };
         if let Ok(Some(())) = timeout(GOSSIP_TIME, send).await {
@@ -232,7 +242,9 @@ async fn keep_linked(inner: Arc<Inner>, peer: Arc<Peer>) {
         let lived = linked_at.take().map(|at| at.elapsed());
         let wait = match lived {
             Some(lived) if lived < LIVED => grow(&mut backoff),
-            Some(_) | None if inner.settings.node > peer.node && backoff == BACKOFF_MIN => HEAD_START,
+            Some(_) | None if inner.settings.node > peer.node && backoff == BACKOFF_MIN => {
+                HEAD_START
+            }
             Some(_) => Duration::ZERO,
             None if backoff == BACKOFF_MIN => Duration::ZERO,
             None => backoff,

@@ -108,14 +108,30 @@ impl Node {
         let (id, name) = (settings.node, settings.identity.name().to_owned());
         let transport = Transport::start(settings, counts.clone(), Arc::new(Sink(events))).unwrap();
         let peer = transport.local_addr().to_string();
-        let member = Member { id, name, zone: String::new(), weight: 100, peer, http: String::new() };
-        Self { transport, counts, events: receiver, member }
+        let member = Member {
+            id,
+            name,
+            zone: String::new(),
+            weight: 100,
+            peer,
+            http: String::new(),
+        };
+        Self {
+            transport,
+            counts,
+            events: receiver,
+            member,
+        }
     }
 
     async fn next<T>(&mut self, mut pick: impl FnMut(Event) -> Option<T>) -> T {
         let wait = async {
             loop {
-                let event = self.events.recv().await.expect("the transport holds the sender");
+                let event = self
+                    .events
+                    .recv()
+                    .await
+                    .expect("the transport holds the sender");
                 if let Some(found) = pick(event) {
                     return found;
                 }
@@ -141,11 +157,20 @@ impl Node {
     }
 
     fn refused(&self, reason: Reason) -> u64 {
-        self.counts.refused.lock().get(reason.label()).copied().unwrap_or(0)
+        self.counts
+            .refused
+            .lock()
+            .get(reason.label())
+            .copied()
+            .unwrap_or(0)
     }
 
     fn queued(&self) -> usize {
-        self.transport.peers().iter().map(|peer| peer.queued_messages).sum()
+        self.transport
+            .peers()
+            .iter()
+            .map(|peer| peer.queued_messages)
+            .sum()
     }
 }
 
@@ -160,19 +185,36 @@ async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
 
 /// A message about keys, with a value of `len` bytes.
 fn value(number: u64, len: usize) -> PeerMessage {
-    let version = Version { hlc: Hlc(number), node: NodeId(1) };
+    let version = Version {
+        hlc: Hlc(number),
+        node: NodeId(1),
+    };
     let value = vec![number as u8; len];
-    let record = Record::value(Parts { version, expiry: None, content_type: b"", value: &value });
-    let kind = ReplyKind::Full { record: Some(record) };
+    let record = Record::value(Parts {
+        version,
+        expiry: None,
+        content_type: b"",
+        value: &value,
+    });
+    let kind = ReplyKind::Full {
+        record: Some(record),
+    };
     PeerMessage {
         hlc: Hlc(number),
-        body: PeerBody::Reply(Reply { op: OpId(number), ring: RingVersion(1), kind }),
+        body: PeerBody::Reply(Reply {
+            op: OpId(number),
+            ring: RingVersion(1),
+            kind,
+        }),
     }
 }
 
 fn membership(number: u64) -> PeerMessage {
     let body = PeerBody::Cluster(ClusterMessage::Fetch { after: None });
-    PeerMessage { hlc: Hlc(number), body }
+    PeerMessage {
+        hlc: Hlc(number),
+        body,
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -183,11 +225,15 @@ async fn messages_pass_both_ways_in_order() {
     a.link(2, true).await;
     b.link(1, true).await;
     for number in 0..5_000 {
-        a.transport.send(NodeId(2), value(number, (number % 3_000) as usize));
+        a.transport
+            .send(NodeId(2), value(number, (number % 3_000) as usize));
         b.transport.send(NodeId(1), value(number, 10));
     }
     for number in 0..5_000 {
-        assert_eq!(b.message().await, (NodeId(1), value(number, (number % 3_000) as usize)));
+        assert_eq!(
+            b.message().await,
+            (NodeId(1), value(number, (number % 3_000) as usize))
+        );
         assert_eq!(a.message().await, (NodeId(2), value(number, 10)));
     }
 }
@@ -207,7 +253,11 @@ async fn small_messages_do_not_wait_behind_a_large_value() {
         a.transport.send(NodeId(2), value(number, 100));
     }
     for number in 100..200 {
-        assert_eq!(b.message().await.1.hlc, Hlc(number), "a small one comes first, and in order");
+        assert_eq!(
+            b.message().await.1.hlc,
+            Hlc(number),
+            "a small one comes first, and in order"
+        );
     }
     let mut left: Vec<u64> = (0..2).collect();
     while !left.is_empty() {
@@ -227,12 +277,28 @@ async fn simultaneous_dials_settle_on_the_lower_nodes_connection() {
     assert_eq!((first.unwrap(), second.unwrap()), (NodeId(2), NodeId(1)));
     for node in [&a, &b] {
         eventually("both connections are known", || {
-            node.transport.0.state.read().peers.values().next().is_some_and(|peer| peer.links().len() == 2)
+            node.transport
+                .0
+                .state
+                .read()
+                .peers
+                .values()
+                .next()
+                .is_some_and(|peer| peer.links().len() == 2)
         })
         .await;
     }
     let chosen = |node: &Node| {
-        let peer = node.transport.0.state.read().peers.values().next().cloned().unwrap();
+        let peer = node
+            .transport
+            .0
+            .state
+            .read()
+            .peers
+            .values()
+            .next()
+            .cloned()
+            .unwrap();
         let link = peer.chosen.borrow().clone().unwrap();
         (link.dialled, link.connection.stable_id())
     };
@@ -244,7 +310,14 @@ async fn simultaneous_dials_settle_on_the_lower_nodes_connection() {
     // The other connection goes when it has been idle; nobody is told that a peer went.
     for node in [&a, &b] {
         eventually("the spare connection is closed", || {
-            node.transport.0.state.read().peers.values().next().is_some_and(|peer| peer.links().len() == 1)
+            node.transport
+                .0
+                .state
+                .read()
+                .peers
+                .values()
+                .next()
+                .is_some_and(|peer| peer.links().len() == 1)
         })
         .await;
     }
@@ -262,7 +335,10 @@ async fn a_restarted_peer_is_linked_again_by_either_side() {
     let cluster = Cluster::new();
     for (stays, restarts) in [(1, 2), (2, 1)] {
         let mut nodes: Vec<_> = cluster.nodes(2);
-        let at = nodes.iter().position(|node| node.member.id.0 == restarts).unwrap();
+        let at = nodes
+            .iter()
+            .position(|node| node.member.id.0 == restarts)
+            .unwrap();
         let gone = nodes.remove(at);
         let mut stays_node = nodes.pop().unwrap();
         stays_node.link(restarts, true).await;
@@ -270,7 +346,10 @@ async fn a_restarted_peer_is_linked_again_by_either_side() {
         gone.transport.stop().await;
         stays_node.link(restarts, false).await;
         drop(gone);
-        eventually("the port is free", || std::net::UdpSocket::bind(&member.peer).is_ok()).await;
+        eventually("the port is free", || {
+            std::net::UdpSocket::bind(&member.peer).is_ok()
+        })
+        .await;
         // The same address, another process; it knows no members, so it does not dial.
         let mut settings = cluster.settings(restarts);
         settings.listen = member.peer.parse().unwrap();
@@ -289,12 +368,19 @@ async fn guests_talk_about_membership_only() {
     let mut guest = cluster.node(2);
     inside.transport.set_cluster(ClusterId(7));
     inside.transport.set_members(&[inside.member.clone()]);
-    let reached = guest.transport.dial(&inside.member.peer.clone()).await.unwrap();
+    let reached = guest
+        .transport
+        .dial(&inside.member.peer.clone())
+        .await
+        .unwrap();
     assert_eq!(reached, NodeId(1));
     guest.transport.send(NodeId(1), value(1, 10));
     guest.transport.send(NodeId(1), value(2, 100_000));
     guest.transport.send(NodeId(1), membership(3));
-    guest.transport.send_gossip(inside.member.peer.parse().unwrap(), Bytes::from_static(b"news"));
+    guest.transport.send_gossip(
+        inside.member.peer.parse().unwrap(),
+        Bytes::from_static(b"news"),
+    );
     assert_eq!(inside.message().await, (NodeId(2), membership(3)));
     eventually("both are counted", || inside.refused(Reason::Guest) == 2).await;
     inside.transport.send(NodeId(2), membership(4));
@@ -326,13 +412,22 @@ async fn gossip_passes_between_members() {
         Event::Gossip(from, bytes) => Some((from, bytes)),
         _ => None,
     });
-    assert_eq!(got.await, (a.transport.advertised(), Bytes::from(vec![9; 65_507])));
+    assert_eq!(
+        got.await,
+        (a.transport.advertised(), Bytes::from(vec![9; 65_507]))
+    );
 }
 
 /// Both sides' errors of a dial that must be refused: the dialler's, and what the other one counted.
 async fn refusal(from: &Node, to: &Node) -> Reason {
-    let error = from.transport.dial(&to.member.peer).await.expect_err("it is refused");
-    error.reason().unwrap_or_else(|| panic!("typed, not: {error}"))
+    let error = from
+        .transport
+        .dial(&to.member.peer)
+        .await
+        .expect_err("it is refused");
+    error
+        .reason()
+        .unwrap_or_else(|| panic!("typed, not: {error}"))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -354,8 +449,11 @@ async fn a_node_of_another_cluster_is_refused() {
     a.transport.set_cluster(ClusterId(1));
     b.transport.set_cluster(ClusterId(2));
     let error = a.transport.dial(&b.member.peer).await.expect_err("refused");
-    assert!(matches!(&error, TransportError::RefusedByPeer { reason: Reason::OtherCluster, said, .. }
-        if said.contains("0000000000000001")), "{error}");
+    assert!(
+        matches!(&error, TransportError::RefusedByPeer { reason: Reason::OtherCluster, said, .. }
+        if said.contains("0000000000000001")),
+        "{error}"
+    );
     assert_eq!(b.refused(Reason::OtherCluster), 1);
 }
 
@@ -366,7 +464,8 @@ async fn a_certificate_is_bound_to_its_members_node_id() {
     let mut settings = cluster.settings(3);
     settings.node = NodeId(2);
     let impostor = Node::start(settings);
-    a.transport.set_members(&[a.member.clone(), b.member.clone()]);
+    a.transport
+        .set_members(&[a.member.clone(), b.member.clone()]);
     assert_eq!(refusal(&impostor, &a).await, Reason::CertificateName);
     assert!(a.refused(Reason::CertificateName) >= 1);
 }
@@ -380,7 +479,11 @@ async fn an_impostor_that_was_a_guest_is_cut_off_when_its_id_becomes_a_member() 
     let mut impostor = Node::start(settings);
     impostor.transport.dial(&a.member.peer).await.unwrap();
     impostor.link(1, true).await;
-    let b = Member { id: NodeId(2), name: "n2".into(), ..impostor.member.clone() };
+    let b = Member {
+        id: NodeId(2),
+        name: "n2".into(),
+        ..impostor.member.clone()
+    };
     a.transport.set_members(&[a.member.clone(), b]);
     impostor.link(1, false).await;
     assert!(a.refused(Reason::CertificateName) >= 1);
@@ -413,12 +516,20 @@ async fn a_full_queue_drops_and_counts() {
     settings.queue_bytes = 50_000;
     let a = Node::start(settings);
     // Nobody listens there.
-    let absent = Member { id: NodeId(2), name: "n2".into(), peer: "127.0.0.1:9".into(), ..a.member.clone() };
+    let absent = Member {
+        id: NodeId(2),
+        name: "n2".into(),
+        peer: "127.0.0.1:9".into(),
+        ..a.member.clone()
+    };
     a.transport.set_members(&[absent]);
     for number in 0..150 {
         a.transport.send(NodeId(2), value(number, 10));
     }
-    assert_eq!((a.queued(), a.counts.shed.load(Ordering::Relaxed)), (100, 50));
+    assert_eq!(
+        (a.queued(), a.counts.shed.load(Ordering::Relaxed)),
+        (100, 50)
+    );
     // What nobody came for is dropped by its age.
     eventually("the queue is cleared", || a.queued() == 0).await;
     assert_eq!(a.counts.shed.load(Ordering::Relaxed), 150);
@@ -431,11 +542,19 @@ async fn a_full_queue_drops_and_counts() {
 }
 
 /// A greeting as `id`, and then whatever the test wants, by hand.
-async fn raw(cluster: &Cluster, id: u64, to: &Node) -> (quinn::Endpoint, quinn::Connection, quinn::SendStream) {
+async fn raw(
+    cluster: &Cluster,
+    id: u64,
+    to: &Node,
+) -> (quinn::Endpoint, quinn::Connection, quinn::SendStream) {
     let settings = cluster.settings(id);
-    let endpoint = tls::endpoint(settings.listen, &settings.identity).unwrap();
+    let endpoint = tls::endpoint(settings.listen, &settings.identity, tls::ALPN).unwrap();
     let addr = to.member.peer.parse().unwrap();
-    let connection = endpoint.connect(addr, pki::PEER_DNS_NAME).unwrap().await.unwrap();
+    let connection = endpoint
+        .connect(addr, pki::PEER_DNS_NAME)
+        .unwrap()
+        .await
+        .unwrap();
     let (mut out, mut from) = connection.open_bi().await.unwrap();
     greeting(id).send(&mut out).await.unwrap();
     Hello::receive(&mut from).await.unwrap().unwrap();
@@ -458,7 +577,9 @@ fn greeting(id: u64) -> Hello {
 }
 
 async fn closed_for(connection: &quinn::Connection) -> Option<Reason> {
-    let error = timeout(PATIENCE, connection.closed()).await.expect("it is closed in time");
+    let error = timeout(PATIENCE, connection.closed())
+        .await
+        .expect("it is closed in time");
     Reason::of(&error)
 }
 
@@ -474,7 +595,10 @@ async fn garbage_ends_the_connection_and_harms_nothing() {
         bytes
     };
     let cases: [(Vec<u8>, Reason); 5] = [
-        (frame(&[WIRE_VERSION, 0xff, 0xff, 0xff]), Reason::MalformedFrame),
+        (
+            frame(&[WIRE_VERSION, 0xff, 0xff, 0xff]),
+            Reason::MalformedFrame,
+        ),
         (frame(&[]), Reason::MalformedFrame),
         (frame(&[WIRE_VERSION + 1, 1, 2, 3]), Reason::WireVersion),
         (u32::MAX.to_le_bytes().to_vec(), Reason::FrameTooLong),
@@ -510,27 +634,106 @@ async fn garbage_ends_the_connection_and_harms_nothing() {
 async fn bad_greetings_are_refused() {
     let cluster = Cluster::new();
     let victim = cluster.node(1);
-    let mut expected = 0;
     let cases: [(Vec<u8>, Reason); 5] = [
-        (Hello { wire: WIRE_VERSION + 1, ..greeting(2) }.encode().to_vec(), Reason::WireVersion),
-        (Hello { name: "n3".into(), ..greeting(2) }.encode().to_vec(), Reason::CertificateName),
-        (Hello { node: NodeId(1), ..greeting(2) }.encode().to_vec(), Reason::OwnId),
+        (
+            Hello {
+                wire: WIRE_VERSION + 1,
+                ..greeting(2)
+            }
+            .encode()
+            .to_vec(),
+            Reason::WireVersion,
+        ),
+        (
+            Hello {
+                name: "n3".into(),
+                ..greeting(2)
+            }
+            .encode()
+            .to_vec(),
+            Reason::CertificateName,
+        ),
+        (
+            Hello {
+                node: NodeId(1),
+                ..greeting(2)
+            }
+            .encode()
+            .to_vec(),
+            Reason::OwnId,
+        ),
         (vec![0xff; 100], Reason::MalformedHello),
         (b"\x04\x00GET ".to_vec(), Reason::MalformedHello),
     ];
-    for (bytes, reason) in cases {
+    for (before, (bytes, reason)) in (0..).zip(cases) {
         let settings = cluster.settings(2);
-        let endpoint = tls::endpoint(settings.listen, &settings.identity).unwrap();
+        let endpoint = tls::endpoint(settings.listen, &settings.identity, tls::ALPN).unwrap();
         let addr = victim.member.peer.parse().unwrap();
-        let connection = endpoint.connect(addr, pki::PEER_DNS_NAME).unwrap().await.unwrap();
+        let connection = endpoint
+            .connect(addr, pki::PEER_DNS_NAME)
+            .unwrap()
+            .await
+            .unwrap();
         let (mut out, _from) = connection.open_bi().await.unwrap();
         out.write_all(&bytes).await.unwrap();
         assert_eq!(closed_for(&connection).await, Some(reason));
-        expected += 1;
         let all = || victim.counts.refused.lock().values().sum::<u64>();
-        eventually("it is counted", || all() == expected && victim.refused(reason) > 0).await;
+        eventually("it is counted", || {
+            all() == before + 1 && victim.refused(reason) > 0
+        })
+        .await;
     }
     assert!(victim.transport.peers().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_handshake_is_refused_by_tls_on_both_sides() {
+    let cluster = Cluster::new();
+    let ours = cluster.node(1);
+    let settings = cluster.settings(2);
+    let theirs = tls::endpoint(settings.listen, &settings.identity, b"torc-peer/0").unwrap();
+    let addr = ours.member.peer.parse().unwrap();
+    let error = theirs
+        .connect(addr, pki::PEER_DNS_NAME)
+        .unwrap()
+        .await
+        .expect_err("refused");
+    assert_eq!(Reason::of(&error), Some(Reason::WireVersion), "{error}");
+    eventually("it is counted", || ours.refused(Reason::WireVersion) == 1).await;
+    let listening = theirs.clone();
+    tokio::spawn(async move { listening.accept().await.unwrap().await });
+    let error = ours
+        .transport
+        .dial(&theirs.local_addr().unwrap().to_string())
+        .await
+        .expect_err("refused");
+    assert_eq!(error.reason(), Some(Reason::WireVersion), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn guests_and_connections_are_bounded() {
+    let cluster = Cluster::new();
+    let crowded = Node::start(TransportSettings {
+        guests: 1,
+        ..cluster.settings(1)
+    });
+    let (first, second) = (cluster.node(2), cluster.node(3));
+    first.transport.dial(&crowded.member.peer).await.unwrap();
+    assert_eq!(refusal(&second, &crowded).await, Reason::TooMany);
+    // A guest that leaves makes room.
+    first.transport.stop().await;
+    eventually("the guest is forgotten", || {
+        crowded.transport.peers().is_empty()
+    })
+    .await;
+    second.transport.dial(&crowded.member.peer).await.unwrap();
+
+    let full = Node::start(TransportSettings {
+        connections: 0,
+        ..cluster.settings(4)
+    });
+    assert!(second.transport.dial(&full.member.peer).await.is_err());
+    assert_eq!(full.refused(Reason::TooMany), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -539,7 +742,11 @@ async fn an_address_where_nobody_answers_is_an_error_that_says_so() {
     let a = cluster.node(1);
     let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     let addr = silent.local_addr().unwrap();
-    let error = a.transport.dial(&addr.to_string()).await.expect_err("nobody is there");
+    let error = a
+        .transport
+        .dial(&addr.to_string())
+        .await
+        .expect_err("nobody is there");
     assert!(error.to_string().contains(&addr.to_string()), "{error}");
     let error = a.transport.dial("no-port").await.expect_err("no address");
     assert!(matches!(error, TransportError::Resolve { .. }), "{error}");

@@ -10,7 +10,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
-use quinn::{ClientConfig, EndpointConfig, IdleTimeout, ServerConfig, TokioRuntime, TransportConfig, VarInt};
+use quinn::{
+    ClientConfig, EndpointConfig, IdleTimeout, ServerConfig, TokioRuntime, TransportConfig, VarInt,
+};
 use rustls::server::WebPkiClientVerifier;
 use rustls_pki_types::CertificateDer;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -19,7 +21,7 @@ use super::error::TransportError;
 use crate::pki::{self, Identity};
 
 /// Names the handshake: a peer that greets in another way is refused by TLS itself.
-const ALPN: &[u8] = b"torc-peer/1";
+pub(super) const ALPN: &[u8] = b"torc-peer/1";
 /// Interval of keep-alives.
 const KEEP_ALIVE: Duration = Duration::from_millis(500);
 /// A peer that is silent for this long is gone.
@@ -37,26 +39,45 @@ const INCOMING_MAX: usize = 256;
 
 const _: () = assert!(CONNECTION_WINDOW > (UNI_STREAMS_MAX + 1) * STREAM_WINDOW);
 
-/// The socket's endpoint, listening and able to dial.
-pub(super) fn endpoint(listen: SocketAddr, identity: &Identity) -> Result<quinn::Endpoint, TransportError> {
-    let server = server_config(identity)?;
-    let client = client_config(identity)?;
-    let socket = socket(listen).map_err(|source| TransportError::Listen { addr: listen, source })?;
+/// The socket's endpoint, listening and able to dial those that speak `alpn` too.
+pub(super) fn endpoint(
+    listen: SocketAddr,
+    identity: &Identity,
+    alpn: &[u8],
+) -> Result<quinn::Endpoint, TransportError> {
+    let server = server_config(identity, alpn)?;
+    let client = client_config(identity, alpn)?;
+    let socket = socket(listen).map_err(|source| TransportError::Listen {
+        addr: listen,
+        source,
+    })?;
     let runtime = Arc::new(TokioRuntime);
-    let mut endpoint = quinn::Endpoint::new(EndpointConfig::default(), Some(server), socket, runtime)
-        .map_err(|source| TransportError::Listen { addr: listen, source })?;
+    let mut endpoint =
+        quinn::Endpoint::new(EndpointConfig::default(), Some(server), socket, runtime).map_err(
+            |source| TransportError::Listen {
+                addr: listen,
+                source,
+            },
+        )?;
     endpoint.set_default_client_config(client);
     Ok(endpoint)
 }
 
 /// The name in the certificate that the other side of `connection` has proved to own.
 pub(super) fn certified_name(connection: &quinn::Connection) -> Option<String> {
-    let chain = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
+    let chain = connection
+        .peer_identity()?
+        .downcast::<Vec<CertificateDer<'static>>>()
+        .ok()?;
     pki::node_name(chain.first()?)
 }
 
 fn socket(listen: SocketAddr) -> std::io::Result<UdpSocket> {
-    let socket = Socket::new(Domain::for_address(listen), Type::DGRAM, Some(Protocol::UDP))?;
+    let socket = Socket::new(
+        Domain::for_address(listen),
+        Type::DGRAM,
+        Some(Protocol::UDP),
+    )?;
     // Best effort: small buffers cost retransmissions, nothing else.
     let _ = socket.set_recv_buffer_size(SOCKET_BUFFER);
     let _ = socket.set_send_buffer_size(SOCKET_BUFFER);
@@ -65,7 +86,7 @@ fn socket(listen: SocketAddr) -> std::io::Result<UdpSocket> {
     Ok(socket.into())
 }
 
-fn server_config(identity: &Identity) -> Result<ServerConfig, TransportError> {
+fn server_config(identity: &Identity, alpn: &[u8]) -> Result<ServerConfig, TransportError> {
     let provider = pki::provider();
     let verifier = WebPkiClientVerifier::builder_with_provider(identity.roots()?, provider.clone())
         .build()
@@ -74,7 +95,7 @@ fn server_config(identity: &Identity) -> Result<ServerConfig, TransportError> {
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(verifier)
         .with_single_cert(identity.chain().to_vec(), identity.key())?;
-    tls.alpn_protocols = vec![ALPN.to_vec()];
+    tls.alpn_protocols = vec![alpn.to_vec()];
     // Every connection proves its certificate anew: nothing is resumed.
     tls.send_tls13_tickets = 0;
     let tls = QuicServerConfig::try_from(tls).map_err(|_| TransportError::NoInitialCipher)?;
@@ -87,12 +108,12 @@ fn server_config(identity: &Identity) -> Result<ServerConfig, TransportError> {
     Ok(config)
 }
 
-fn client_config(identity: &Identity) -> Result<ClientConfig, TransportError> {
+fn client_config(identity: &Identity, alpn: &[u8]) -> Result<ClientConfig, TransportError> {
     let mut tls = rustls::ClientConfig::builder_with_provider(pki::provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_root_certificates(identity.roots()?)
         .with_client_auth_cert(identity.chain().to_vec(), identity.key())?;
-    tls.alpn_protocols = vec![ALPN.to_vec()];
+    tls.alpn_protocols = vec![alpn.to_vec()];
     tls.resumption = rustls::client::Resumption::disabled();
     let tls = QuicClientConfig::try_from(tls).map_err(|_| TransportError::NoInitialCipher)?;
     let mut config = ClientConfig::new(Arc::new(tls));

@@ -49,7 +49,7 @@ pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
     if error.chain().any(is_pipe) {
         return ExitCode::SUCCESS;
     }
-    let mut line = format!("{error:#}").replace('\n', " ");
+    let mut line = text(error);
     if let Some(hint) = error
         .chain()
         .find_map(|cause| cause.downcast_ref().and_then(hint))
@@ -60,6 +60,21 @@ pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
     // Nothing can be done where even this cannot be written.
     let _ = writeln!(io::stderr(), "torc: {line}");
     ExitCode::from(code(error))
+}
+
+/// The error and its causes; a cause that the message before it tells already is not told twice.
+fn text(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain() {
+        let cause = cause.to_string();
+        if !text.contains(&cause) {
+            if !text.is_empty() {
+                text.push_str(": ");
+            }
+            text.push_str(&cause);
+        }
+    }
+    text.replace(char::is_control, " ")
 }
 
 fn code(error: &anyhow::Error) -> u8 {
@@ -122,6 +137,14 @@ mod tests {
             problem: Box::new(problem),
         }
         .into()
+    }
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let error = anyhow::anyhow!("in use")
+            .context("cannot listen: in use")
+            .context("cannot start");
+        assert_eq!(text(&error), "cannot start: cannot listen: in use");
     }
 
     #[test]

@@ -53,7 +53,9 @@ fn show(ring: &RingView) -> String {
         .iter()
         .map(|bucket| format!("{} (n = {})", bucket.name, bucket.n))
         .collect();
-    let rows = ring.members.iter().map(|member| {
+    let mut members: Vec<_> = ring.members.iter().collect();
+    members.sort_by(|a, b| a.name.cmp(&b.name));
+    let rows = members.into_iter().map(|member| {
         vec![
             member.name.clone(),
             if member.state == "member" {

@@ -92,8 +92,9 @@ fn text(status: &Status) -> String {
         (_, count) => format!("any {count} nodes may fail now, and every key stays available"),
     };
     let mut text = format!(
-        "{verdict}: {alive} of {} nodes alive; {survives}\n",
-        status.nodes.len()
+        "{verdict}: {alive} of {} nodes alive as seen from {}; {survives}\n",
+        status.nodes.len(),
+        status.seen_from
     );
     for reason in &status.reasons {
         text.push_str("  ");
@@ -153,7 +154,8 @@ mod tests {
         let text = text(&status);
         let lines: Vec<&str> = text.lines().collect();
         assert!(
-            lines[0].starts_with("degraded: 1 of 1 nodes alive; no further node"),
+            lines[0]
+                .starts_with("degraded: 1 of 1 nodes alive as seen from node-1; no further node"),
             "{text}"
         );
         assert_eq!(lines[1], "  node-2 is not alive.");

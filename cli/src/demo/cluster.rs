@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -46,20 +46,23 @@ impl Cluster {
     pub(crate) fn plan(args: &DemoArgs, home: &Home) -> anyhow::Result<Self> {
         let kept = home.plan()?;
         let is_new = kept.is_none();
-        let ports = if let Some(plan) = kept {
+        let node =
+            |at: usize, ports: Ports| Node::new(at + 1, ports, home.path(), &args.durability);
+        let nodes = if let Some(plan) = kept {
             check_free(&plan.nodes)?;
-            plan.nodes
+            let ports = plan.nodes.into_iter().enumerate();
+            ports.map(|(at, ports)| node(at, ports)).collect()
         } else {
             // What a start that was broken off has left is of no cluster.
             clear(home.path(), args.nodes)?;
             torc_node::pki::init(&home.path().join("pki"))?;
-            ports::choose(args.base_port, args.nodes)?
+            let ports = ports::choose(args.base_port, args.nodes)?
+                .into_iter()
+                .enumerate();
+            ports
+                .map(|(at, (ports, held))| node(at, ports).holding(held))
+                .collect()
         };
-        let nodes = ports
-            .iter()
-            .enumerate()
-            .map(|(at, ports)| Node::new(at + 1, *ports, home.path(), &args.durability))
-            .collect();
         Ok(Self { nodes, is_new })
     }
 
@@ -257,10 +260,11 @@ async fn wait(nodes: &mut [Node], end: Instant, progress: &mut Progress) -> anyh
     loop {
         for (at, admin) in admins.iter().enumerate() {
             if let Some(how) = nodes[at].look() {
+                progress.finish();
+                show_log(&nodes[at]);
                 anyhow::bail!(
-                    "{} has ended ({how}):\n{}",
-                    nodes[at].name(),
-                    nodes[at].log_end()
+                    "{} has ended ({how}) while the cluster started",
+                    nodes[at].name()
                 );
             }
             missing[at] = lacks(admin, count).await.unwrap_or_default();
@@ -271,6 +275,7 @@ async fn wait(nodes: &mut [Node], end: Instant, progress: &mut Progress) -> anyh
             return Ok(());
         }
         if Instant::now() >= end {
+            progress.finish();
             return Err(Unreachable(failure(nodes, &missing)).into());
         }
         tokio::time::sleep(PAUSE).await;
@@ -294,6 +299,7 @@ async fn lacks(admin: &Admin, count: usize) -> Option<String> {
     }
 }
 
+/// Shows the logs of those that are not ready, and says what they lack.
 fn failure(nodes: &[Node], missing: &[String]) -> String {
     let mut text = format!("the cluster was not ready after {} s", START_MAX.as_secs());
     for (node, lack) in nodes
@@ -301,8 +307,19 @@ fn failure(nodes: &[Node], missing: &[String]) -> String {
         .zip(missing)
         .filter(|(_, lack)| !lack.is_empty())
     {
+        show_log(node);
         // Writing into a String cannot fail.
-        let _ = write!(text, "\n{}: {lack}\n{}", node.name(), node.log_end());
+        let _ = write!(text, "; {}: {lack}", node.name());
     }
     text
+}
+
+fn show_log(node: &Node) {
+    // A closed standard error is no reason to fail in another way.
+    let _ = writeln!(
+        io::stderr(),
+        "---- end of the log of {}\n{}",
+        node.name(),
+        node.log_end()
+    );
 }

@@ -1,7 +1,8 @@
 //! The demo's folder: a temporary one, or a kept one under the user's data.
 
 use std::cell::RefCell;
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -19,12 +20,22 @@ pub(crate) struct Plan {
 
 const PLAN_FILE: &str = "demo.json";
 const LOCK_FILE: &str = "demo.lock";
+/// Names of temporary folders begin so.
+const PREFIX: &str = "torc-demo-";
 
 /// Where a demo's nodes live.
 #[derive(Debug)]
 pub(crate) enum Home {
-    /// Gone at the end, also when the demo panics.
-    Temporary(RefCell<Option<TempDir>>, PathBuf),
+    /// Gone at the end, also when the demo panics. What a demo that was killed has left goes when the next
+    /// one starts: nobody holds its lock any more.
+    Temporary {
+        /// Taken at the end.
+        folder: RefCell<Option<TempDir>>,
+        /// The folder's path.
+        path: PathBuf,
+        /// Held so that the next demo sees that this one lives.
+        _lock: File,
+    },
     /// Kept; the lock is held as long as this lives.
     Kept {
         /// Name under which it is kept.
@@ -39,10 +50,15 @@ pub(crate) enum Home {
 impl Home {
     pub(crate) fn open(keep: Option<&str>) -> anyhow::Result<Self> {
         let Some(name) = keep else {
-            let folder =
-                TempDir::with_prefix("torc-demo-").context("cannot make a temporary folder")?;
+            remove_leftovers();
+            let folder = TempDir::with_prefix(PREFIX).context("cannot make a temporary folder")?;
             let path = folder.path().to_owned();
-            return Ok(Self::Temporary(RefCell::new(Some(folder)), path));
+            let lock = lock(&path)?.context("a new folder is in use already")?;
+            return Ok(Self::Temporary {
+                folder: RefCell::new(Some(folder)),
+                path,
+                _lock: lock,
+            });
         };
         let is_name = (1..=64).contains(&name.len())
             && !name.starts_with('.')
@@ -57,14 +73,9 @@ impl Home {
         }
         let path = data_home()?.join("torc/demo").join(name);
         fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
-        let lock_path = path.join(LOCK_FILE);
-        let lock = File::create(&lock_path)
-            .with_context(|| format!("cannot make {}", lock_path.display()))?;
-        if let Err(error) = lock.try_lock() {
-            anyhow::bail!(
-                "another demo runs with --keep {name} ({error}); stop it, or use another name"
-            );
-        }
+        let Some(lock) = lock(&path)? else {
+            anyhow::bail!("another demo runs with --keep {name}; stop it, or use another name");
+        };
         Ok(Self::Kept {
             name: name.to_owned(),
             path,
@@ -74,14 +85,14 @@ impl Home {
 
     pub(crate) fn path(&self) -> &Path {
         match self {
-            Self::Temporary(_, path) | Self::Kept { path, .. } => path,
+            Self::Temporary { path, .. } | Self::Kept { path, .. } => path,
         }
     }
 
     /// The kept name, if it is kept.
     pub(crate) fn name(&self) -> Option<&str> {
         match self {
-            Self::Temporary(..) => None,
+            Self::Temporary { .. } => None,
             Self::Kept { name, .. } => Some(name),
         }
     }
@@ -120,7 +131,7 @@ impl Home {
 
     /// Removes a temporary folder; without this it is removed too, but failures go unseen.
     pub(crate) fn close(&self) -> anyhow::Result<()> {
-        if let Self::Temporary(folder, path) = self
+        if let Self::Temporary { folder, path, .. } = self
             && let Some(folder) = folder.borrow_mut().take()
         {
             folder
@@ -128,6 +139,38 @@ impl Home {
                 .with_context(|| format!("cannot remove {}", path.display()))?;
         }
         Ok(())
+    }
+}
+
+/// Takes a folder's lock; `None` when another process has it. It ends with the process.
+fn lock(folder: &Path) -> anyhow::Result<Option<File>> {
+    let path = folder.join(LOCK_FILE);
+    let file = File::create(&path).with_context(|| format!("cannot make {}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) => {
+            Err(error).with_context(|| format!("cannot lock {}", path.display()))
+        }
+    }
+}
+
+/// Removes temporary folders of demos that were killed. What cannot be removed is left to the next start.
+fn remove_leftovers() {
+    let own = nix::unistd::geteuid().as_raw();
+    for entry in fs::read_dir(std::env::temp_dir())
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
+        let path = entry.path();
+        let is_own = entry.file_name().to_string_lossy().starts_with(PREFIX)
+            // Without the lock's file it may be one that is just being made.
+            && path.join(LOCK_FILE).is_file()
+            && fs::symlink_metadata(&path).is_ok_and(|found| found.is_dir() && found.uid() == own);
+        if is_own && let Ok(Some(_held)) = lock(&path) {
+            let _ = fs::remove_dir_all(&path);
+        }
     }
 }
 

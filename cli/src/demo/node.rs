@@ -11,7 +11,7 @@ use nix::unistd::Pid;
 use tokio::process::Child;
 use tokio::time::timeout;
 
-use super::ports::{Ports, address};
+use super::ports::{Held, Ports, address};
 
 /// Lines of a log that are shown when a node does not start.
 const LOG_LINES: usize = 15;
@@ -51,6 +51,8 @@ pub(crate) struct Node {
     pki: PathBuf,
     durability: String,
     state: State,
+    /// Its ports, until it binds them itself.
+    held: Option<Held>,
 }
 
 impl Node {
@@ -64,7 +66,14 @@ impl Node {
             pki: home.join("pki"),
             durability: durability.to_owned(),
             state: State::Stopped,
+            held: None,
         }
+    }
+
+    /// With its ports held until it starts.
+    pub(crate) fn holding(mut self, held: Held) -> Self {
+        self.held = Some(held);
+        self
     }
 
     pub(crate) fn name(&self) -> String {
@@ -123,6 +132,7 @@ impl Node {
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
         let mut command = tokio::process::Command::from(command);
         command.kill_on_drop(true);
+        self.held = None;
         let child = command
             .spawn()
             .with_context(|| format!("cannot start {}", self.name()))?;

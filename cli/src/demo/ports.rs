@@ -1,6 +1,6 @@
 //! Free ports on loopback, the usual ones if possible.
 
-use std::collections::BTreeSet;
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 
 use anyhow::Context as _;
@@ -25,9 +25,21 @@ impl Ports {
     /// The first that is in use, with what it is for.
     pub(crate) fn in_use(self) -> Option<(&'static str, u16)> {
         [
-            ("data", self.http, is_free_tcp(self.http)),
-            ("admin", self.admin, is_free_tcp(self.admin)),
-            ("peer", self.peer, is_free_udp(self.peer)),
+            (
+                "data",
+                self.http,
+                TcpListener::bind(address(self.http)).is_ok(),
+            ),
+            (
+                "admin",
+                self.admin,
+                TcpListener::bind(address(self.admin)).is_ok(),
+            ),
+            (
+                "peer",
+                self.peer,
+                UdpSocket::bind(address(self.peer)).is_ok(),
+            ),
         ]
         .into_iter()
         .find(|(.., free)| !free)
@@ -35,34 +47,35 @@ impl Ports {
     }
 }
 
-/// Ports for `count` nodes, from `base` on; ports in use are passed over. Somebody may take one of them
-/// before its node does; the node then says so.
-pub(crate) fn choose(base: u16, count: u16) -> anyhow::Result<Vec<Ports>> {
-    let mut taken = BTreeSet::new();
-    let mut nodes = Vec::new();
-    for _ in 0..count {
-        let http = next(base, &mut taken, is_free_tcp)?;
-        let admin = next(base.saturating_add(APART), &mut taken, is_free_tcp)?;
-        let peer = next(base.saturating_sub(APART), &mut taken, is_free_udp)?;
-        nodes.push(Ports { http, admin, peer });
-    }
-    Ok(nodes)
+/// Ports that are bound, so that nobody else takes them before their node does.
+#[derive(Debug)]
+pub(crate) struct Held {
+    _http: TcpListener,
+    _admin: TcpListener,
+    _peer: UdpSocket,
 }
 
-fn next(from: u16, taken: &mut BTreeSet<u16>, is_free: fn(u16) -> bool) -> anyhow::Result<u16> {
-    let port = (from..from.saturating_add(APART))
-        .find(|port| !taken.contains(port) && is_free(*port))
-        .with_context(|| format!("no port is free from {from} on; name others with --base-port"))?;
-    taken.insert(port);
-    Ok(port)
+/// Ports for `count` nodes, from `base` on; ports in use are passed over.
+pub(crate) fn choose(base: u16, count: u16) -> anyhow::Result<Vec<(Ports, Held)>> {
+    (0..count)
+        .map(|_| {
+            let (http, held_http) = next(base, TcpListener::bind)?;
+            let (admin, held_admin) = next(base.saturating_add(APART), TcpListener::bind)?;
+            let (peer, held_peer) = next(base.saturating_sub(APART), UdpSocket::bind)?;
+            let held = Held {
+                _http: held_http,
+                _admin: held_admin,
+                _peer: held_peer,
+            };
+            Ok((Ports { http, admin, peer }, held))
+        })
+        .collect()
 }
 
-fn is_free_tcp(port: u16) -> bool {
-    TcpListener::bind(address(port)).is_ok()
-}
-
-fn is_free_udp(port: u16) -> bool {
-    UdpSocket::bind(address(port)).is_ok()
+fn next<T>(from: u16, bind: fn(SocketAddr) -> io::Result<T>) -> anyhow::Result<(u16, T)> {
+    (from..from.saturating_add(APART))
+        .find_map(|port| Some((port, bind(address(port)).ok()?)))
+        .with_context(|| format!("no port is free from {from} on; name others with --base-port"))
 }
 
 #[cfg(test)]
@@ -78,17 +91,17 @@ mod tests {
             return;
         }
         let nodes = choose(base, 4).expect("ports");
-        assert!(nodes.iter().all(|ports| ports.http > base));
+        assert!(nodes.iter().all(|(ports, _)| ports.http > base));
         let mut all: Vec<u16> = nodes
             .iter()
-            .flat_map(|ports| [ports.http, ports.admin, ports.peer])
+            .flat_map(|(ports, _)| [ports.http, ports.admin, ports.peer])
             .collect();
         all.sort_unstable();
         all.dedup();
         assert_eq!(all.len(), 12);
         let ports = Ports {
             http: base,
-            ..nodes[0]
+            ..nodes[0].0
         };
         assert_eq!(ports.in_use(), Some(("data", base)));
     }

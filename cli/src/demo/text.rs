@@ -36,13 +36,16 @@ pub(crate) fn welcome(cluster: &Cluster, args: &DemoArgs, home: &Home) -> String
     // Writing into a String cannot fail.
     let _ = writeln!(
         text,
-        "\n{} is ready{}: {} of it, durability {}",
-        if last == 1 { "One node" } else { "A cluster" },
-        if cluster.is_new() { "" } else { " again" },
+        "\n{} is ready{} (durability {}):",
         if last == 1 {
-            "all".to_owned()
+            "One node".to_owned()
         } else {
-            format!("{last} nodes")
+            format!("A cluster of {last} nodes")
+        },
+        if cluster.is_new() {
+            ""
+        } else {
+            " again, with its data"
         },
         args.durability
     );

@@ -12,7 +12,9 @@ pub const FILTER_DEFAULT: &str = "info";
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
     /// The filter is malformed.
-    #[error("log filter `{filter}` is malformed: {source}; it looks like `info` or `torc_node=debug,warn`")]
+    #[error(
+        "log filter `{filter}` is malformed: {source}; it looks like `info` or `torc_node=debug,warn`"
+    )]
     Filter {
         /// What was given.
         filter: String,
@@ -33,14 +35,27 @@ pub enum LogError {
 /// # Errors
 /// When the filter is malformed, or logs are set up already.
 pub fn start(filter: Option<&str>) -> Result<(), LogError> {
-    let filter = filter.map(str::trim).filter(|text| !text.is_empty()).unwrap_or(FILTER_DEFAULT);
-    let parsed = EnvFilter::try_new(filter)
-        .map_err(|source| LogError::Filter { filter: filter.to_owned(), source })?;
-    let builder = tracing_subscriber::fmt().with_env_filter(parsed).with_writer(std::io::stderr);
+    let filter = filter
+        .map(str::trim)
+        .filter(|text| !text.is_empty())
+        .unwrap_or(FILTER_DEFAULT);
+    let parsed = EnvFilter::try_new(filter).map_err(|source| LogError::Filter {
+        filter: filter.to_owned(),
+        source,
+    })?;
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(parsed)
+        .with_writer(std::io::stderr);
     let started = if std::io::stderr().is_terminal() {
         builder.with_target(false).finish().try_init()
     } else {
-        builder.json().flatten_event(true).with_current_span(true).with_span_list(false).finish().try_init()
+        builder
+            .json()
+            .flatten_event(true)
+            .with_current_span(true)
+            .with_span_list(false)
+            .finish()
+            .try_init()
     };
     started.map_err(|source| LogError::Twice { source })
 }

@@ -169,7 +169,9 @@ impl Default for Metrics {
             connections: Default::default(),
             coordinated: Tally::new(&["put", "delete", "get", "watch", "list"]),
             coordinator_seconds: std::array::from_fn(|_| times()),
-            replica: Tally::new(&["write", "hint", "repair", "read", "digest", "list", "watch", "stand_in"]),
+            replica: Tally::new(&[
+                "write", "hint", "repair", "read", "digest", "list", "watch", "stand_in",
+            ]),
             commit_seconds: times(),
             commit_batch: Histogram::new(BATCH_BOUNDS),
             peer_reply: ByPeer::new(|| Histogram::new(TIME_BOUNDS)),
@@ -192,7 +194,13 @@ const MODES: [&str; 3] = ["blocking", "async", "off"];
 
 impl Metrics {
     /// A request was answered after `took`; `None` for a watch, which waits by design.
-    pub fn on_http(&self, route: Route, method: &http::Method, status: u16, took: Option<Duration>) {
+    pub fn on_http(
+        &self,
+        route: Route,
+        method: &http::Method,
+        status: u16,
+        took: Option<Duration>,
+    ) {
         self.http.add(route, method, status);
         if let Some(took) = took {
             self.http_seconds.observe(took.as_micros() as u64);
@@ -240,7 +248,13 @@ impl Metrics {
     /// Counts what the core reports.
     pub fn on_event(&self, event: &Event) {
         match event {
-            Event::Coordinated { op, required, outcome, micros, .. } => {
+            Event::Coordinated {
+                op,
+                required,
+                outcome,
+                micros,
+                ..
+            } => {
                 self.coordinated.add(op, *required, outcome);
                 if let Some(at) = TIMED.iter().position(|timed| timed == op) {
                     self.coordinator_seconds[at].observe(*micros);

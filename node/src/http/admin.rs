@@ -29,7 +29,8 @@ pub(super) fn metrics(handle: &Handle) -> Response<Body> {
     // Text is written to memory: that cannot fail.
     let text = Scrape::of(handle).encode().unwrap_or_default();
     let mut response = Response::new(Body::full(text));
-    let kind = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+    let kind =
+        HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
     response.headers_mut().insert(CONTENT_TYPE, kind);
     response
 }
@@ -40,7 +41,10 @@ pub(super) fn ring(call: &Call<'_>) -> Result<Response<Body>, Refused> {
     let config = &view.config;
     let state = call.handle().state();
     let n = config.bucket(DEFAULT_BUCKET).map_or(0, |bucket| bucket.n);
-    let members: Vec<Value> = config.all_members().map(|m| member(m, &view, &state, n)).collect();
+    let members: Vec<Value> = config
+        .all_members()
+        .map(|m| member(m, &view, &state, n))
+        .collect();
     let buckets: Vec<Value> = config.buckets.iter().map(bucket_brief).collect();
     Ok(json_response(&json!({
         "cluster": config.cluster.to_string(),
@@ -59,13 +63,17 @@ pub(super) fn ring(call: &Call<'_>) -> Result<Response<Body>, Refused> {
 /// `GET /ring/owners?bucket=&key=`: who holds this key, in order of preference.
 pub(super) fn owners(call: &Call<'_>) -> Result<Response<Body>, Refused> {
     let (mut name, mut key) = (None, None);
-    query::for_each_bytes(call.parts.uri.query().unwrap_or(""), &["bucket", "key"], |parameter, value| {
-        match parameter {
-            "bucket" => name = Some(String::from_utf8_lossy(value).into_owned()),
-            _ => key = Some(Bytes::copy_from_slice(value)),
-        }
-        Ok(())
-    })?;
+    query::for_each_bytes(
+        call.parts.uri.query().unwrap_or(""),
+        &["bucket", "key"],
+        |parameter, value| {
+            match parameter {
+                "bucket" => name = Some(String::from_utf8_lossy(value).into_owned()),
+                _ => key = Some(Bytes::copy_from_slice(value)),
+            }
+            Ok(())
+        },
+    )?;
     let key = key.ok_or_else(|| Problem::missing_parameter("key"))?;
     let name = name.unwrap_or_else(|| DEFAULT_BUCKET.to_owned());
     if !is_bucket_name(&name) {
@@ -78,11 +86,15 @@ pub(super) fn owners(call: &Call<'_>) -> Result<Response<Body>, Refused> {
     }
     json_is_accepted(call)?;
     let view = call.view()?;
-    let Some(bucket) = view.config.bucket(&name) else { return Err(Problem::no_bucket(&name)) };
+    let Some(bucket) = view.config.bucket(&name) else {
+        return Err(Problem::no_bucket(&name));
+    };
     let token = view.ring.token(bucket.id, &key);
     let partition = view.ring.partition(token);
     let state = call.handle().state();
-    let list = |nodes: &[NodeId]| -> Vec<Value> { nodes.iter().map(|&id| owner(id, &view, &state)).collect() };
+    let list = |nodes: &[NodeId]| -> Vec<Value> {
+        nodes.iter().map(|&id| owner(id, &view, &state)).collect()
+    };
     let mut answer = json!({
         "bucket": name,
         "n": bucket.n,
@@ -109,7 +121,11 @@ pub(super) fn cluster(call: &Call<'_>) -> Result<Response<Body>, Refused> {
         .all_members()
         .map(|m| {
             let mut node = member(m, &view, &state, n);
-            let drift = state.drift.iter().find(|(id, _)| *id == m.id).map(|&(_, micros)| micros);
+            let drift = state
+                .drift
+                .iter()
+                .find(|(id, _)| *id == m.id)
+                .map(|&(_, micros)| micros);
             let hints = state.hints.iter().find(|(id, ..)| *id == m.id);
             node["clock_offset_us"] = json!(drift);
             node["hints_waiting"] = json!(hints.map_or(0, |hint| hint.1));
@@ -118,7 +134,11 @@ pub(super) fn cluster(call: &Call<'_>) -> Result<Response<Body>, Refused> {
         })
         .collect();
     let members = config.current.len();
-    let alive = config.current.iter().filter(|m| !state.dead.contains(&m.id)).count();
+    let alive = config
+        .current
+        .iter()
+        .filter(|m| !state.dead.contains(&m.id))
+        .count();
     Ok(json_response(&json!({
         "cluster": config.cluster.to_string(),
         "config_version": config.version.0,
@@ -143,7 +163,9 @@ pub(super) fn bucket(call: &Call<'_>) -> Result<Response<Body>, Refused> {
     let raw = path.strip_prefix("/buckets/").unwrap_or_default();
     let name = parse_bucket(raw.as_bytes()).map_err(|error| keys::refuse_path(error, path))?;
     let view = plain(call)?;
-    let Some(bucket) = view.config.bucket(&name) else { return Err(Problem::no_bucket(&name)) };
+    let Some(bucket) = view.config.bucket(&name) else {
+        return Err(Problem::no_bucket(&name));
+    };
     Ok(json_response(&json!({
         "name": bucket.name,
         "id": bucket.id.0,
@@ -165,12 +187,17 @@ fn plain(call: &Call<'_>) -> Result<std::sync::Arc<View>, Refused> {
 }
 
 fn json_is_accepted(call: &Call<'_>) -> Result<(), Refused> {
-    request::accepts(call.heads.accept, &[JSON]).map(|_| ()).ok_or_else(|| Problem::not_acceptable(JSON))
+    request::accepts(call.heads.accept, &[JSON])
+        .map(|_| ())
+        .ok_or_else(|| Problem::not_acceptable(JSON))
 }
 
 fn member(member: &Member, view: &View, state: &State, n: u8) -> Value {
     let config = &view.config;
-    let in_target = config.target.as_ref().is_none_or(|target| target.iter().any(|m| m.id == member.id));
+    let in_target = config
+        .target
+        .as_ref()
+        .is_none_or(|target| target.iter().any(|m| m.id == member.id));
     let phase = match (config.is_current(member.id), in_target) {
         (true, true) => "member",
         (true, false) => "leaving",

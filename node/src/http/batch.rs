@@ -69,11 +69,17 @@ enum Encoding {
 
 pub(super) async fn serve(call: &Call<'_>, body: Incoming) -> Result<Response<Body>, Refused> {
     let path = call.parts.uri.path();
-    let raw = path.strip_prefix("/kv/").and_then(|rest| rest.strip_suffix("/_batch")).unwrap_or_default();
+    let raw = path
+        .strip_prefix("/kv/")
+        .and_then(|rest| rest.strip_suffix("/_batch"))
+        .unwrap_or_default();
     let name = parse_bucket(raw.as_bytes()).map_err(|error| keys::refuse_path(error, path))?;
     let asked = KeyQuery::parse(call.parts.uri.query(), &["deadline"])?;
     let time = call.deadline(asked.deadline)?;
-    let media = call.heads.content_type.and_then(|value| value.to_str().ok()?.split(';').next());
+    let media = call
+        .heads
+        .content_type
+        .and_then(|value| value.to_str().ok()?.split(';').next());
     if !media.is_some_and(|media| media.trim().eq_ignore_ascii_case(NDJSON)) {
         return Err(Problem::media_type(NDJSON));
     }
@@ -88,18 +94,33 @@ pub(super) async fn serve(call: &Call<'_>, body: Incoming) -> Result<Response<Bo
     if lines.len() > LINES_MAX {
         return Err(Problem::too_many_lines(lines.len(), LINES_MAX));
     }
-    let rules = Rules { n, value_bytes: limits.value_bytes };
+    let rules = Rules {
+        n,
+        value_bytes: limits.value_bytes,
+    };
     let planned: Vec<Planned> = lines.into_iter().map(|line| plan(&line, &rules)).collect();
-    let worker = Worker { handle: call.handle().clone(), trace: call.trace.clone(), bucket, time };
+    let worker = Worker {
+        handle: call.handle().clone(),
+        trace: call.trace.clone(),
+        bucket,
+        time,
+    };
     let mut response = Response::new(Body::stream(run(Arc::new(worker), planned)));
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(NDJSON));
-    response.headers_mut().insert(BATCH, HeaderValue::from_static("not-a-transaction"));
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static(NDJSON));
+    response
+        .headers_mut()
+        .insert(BATCH, HeaderValue::from_static("not-a-transaction"));
     Ok(response)
 }
 
 /// Lines that hold anything, sharing the body's memory.
 fn split(text: &Bytes) -> Vec<Bytes> {
-    let lines = text.split(|&b| b == b'\n').map(<[u8]>::trim_ascii).filter(|line| !line.is_empty());
+    let lines = text
+        .split(|&b| b == b'\n')
+        .map(<[u8]>::trim_ascii)
+        .filter(|line| !line.is_empty());
     lines.map(|line| text.slice_ref(line)).collect()
 }
 
@@ -122,7 +143,10 @@ fn plan(line: &[u8], rules: &Rules) -> Planned {
         _ => {}
     }
     let op = match (line.op, line.value) {
-        (Op::Get, None) => ClientOp::Get { key: key.clone(), r: quorum("r", line.r, rules.n)? },
+        (Op::Get, None) => ClientOp::Get {
+            key: key.clone(),
+            r: quorum("r", line.r, rules.n)?,
+        },
         (Op::Put, Some(text)) => {
             let value = bytes(text, line.encoding)?;
             if value.len() > rules.value_bytes {
@@ -132,36 +156,53 @@ fn plan(line: &[u8], rules: &Rules) -> Planned {
             if content_type.len() > CONTENT_TYPE_MAX {
                 return Err(Problem::content_type_too_long(content_type.len()));
             }
-            HeaderValue::from_bytes(&content_type).map_err(|_| Problem::bad_json("content_type is no header value"))?;
+            HeaderValue::from_bytes(&content_type)
+                .map_err(|_| Problem::bad_json("content_type is no header value"))?;
             let ttl = line.ttl.as_deref().map(query::ttl).transpose()?;
-            let value = Value { bytes: value, content_type, ttl_ms: ttl.map(|ttl| ttl.as_millis() as u64) };
+            let value = Value {
+                bytes: value,
+                content_type,
+                ttl_ms: ttl.map(|ttl| ttl.as_millis() as u64),
+            };
             write(key.clone(), Some(value), quorum("w", line.w, rules.n)?)
         }
         (Op::Delete, None) => write(key.clone(), None, quorum("w", line.w, rules.n)?),
         (Op::Put, None) => return Err(Problem::bad_json("a put needs a \"value\"")),
-        (Op::Get | Op::Delete, Some(_)) => return Err(Problem::bad_json("only a put has a \"value\"")),
+        (Op::Get | Op::Delete, Some(_)) => {
+            return Err(Problem::bad_json("only a put has a \"value\""));
+        }
     };
     Ok((key, op))
 }
 
 fn write(key: Bytes, value: Option<Value>, w: Option<Quorum>) -> ClientOp {
-    ClientOp::Put { key, value, w, sloppy: None, fsync: false, context: None }
+    ClientOp::Put {
+        key,
+        value,
+        w,
+        sloppy: None,
+        fsync: false,
+        context: None,
+    }
 }
 
 fn bytes(text: String, encoding: Option<Encoding>) -> Result<Bytes, Refused> {
     match encoding {
         None => Ok(Bytes::from(text)),
-        Some(Encoding::Base64) => STANDARD
-            .decode(text)
-            .map(Bytes::from)
-            .map_err(|_| Problem::bad_json("key or value is not the base64 that \"encoding\" says")),
+        Some(Encoding::Base64) => STANDARD.decode(text).map(Bytes::from).map_err(|_| {
+            Problem::bad_json("key or value is not the base64 that \"encoding\" says")
+        }),
     }
 }
 
 fn quorum(name: &'static str, text: Option<String>, n: u8) -> Result<Option<Quorum>, Refused> {
     let Some(text) = text else { return Ok(None) };
     let quorum = query::quorum(name, &text)?;
-    if quorum.fits(n) { Ok(Some(quorum)) } else { Err(Problem::quorum_too_large(name, quorum, n)) }
+    if quorum.fits(n) {
+        Ok(Some(quorum))
+    } else {
+        Err(Problem::quorum_too_large(name, quorum, n))
+    }
 }
 
 /// What every operation of a batch has in common.
@@ -173,14 +214,21 @@ struct Worker {
 }
 
 /// Does the operations and hands out their answers in order, each as soon as those before it are done.
-fn run(worker: Arc<Worker>, planned: Vec<Planned>) -> impl futures_util::Stream<Item = Bytes> + Send + 'static {
+fn run(
+    worker: Arc<Worker>,
+    planned: Vec<Planned>,
+) -> impl futures_util::Stream<Item = Bytes> + Send + 'static {
     struct Running<F: Future> {
         ahead: std::iter::Peekable<std::vec::IntoIter<Planned>>,
         working: FuturesOrdered<F>,
         /// Keys of what is in work: the next line on one of them waits until all of that is done.
         busy: BTreeSet<Bytes>,
     }
-    let start = Running { ahead: planned.into_iter().peekable(), working: FuturesOrdered::new(), busy: BTreeSet::new() };
+    let start = Running {
+        ahead: planned.into_iter().peekable(),
+        working: FuturesOrdered::new(),
+        busy: BTreeSet::new(),
+    };
     futures_util::stream::unfold(start, move |mut running| {
         let worker = Arc::clone(&worker);
         async move {
@@ -188,12 +236,20 @@ fn run(worker: Arc<Worker>, planned: Vec<Planned>) -> impl futures_util::Stream<
                 running.busy.clear();
             }
             while running.working.len() < IN_FLIGHT {
-                let waits = |planned: &Planned| planned.as_ref().is_ok_and(|(key, _)| running.busy.contains(key));
-                let Some(planned) = running.ahead.next_if(|planned| !waits(planned)) else { break };
+                let waits = |planned: &Planned| {
+                    planned
+                        .as_ref()
+                        .is_ok_and(|(key, _)| running.busy.contains(key))
+                };
+                let Some(planned) = running.ahead.next_if(|planned| !waits(planned)) else {
+                    break;
+                };
                 if let Ok((key, _)) = &planned {
                     running.busy.insert(key.clone());
                 }
-                running.working.push_back(answer(Arc::clone(&worker), planned));
+                running
+                    .working
+                    .push_back(answer(Arc::clone(&worker), planned));
             }
             let line = running.working.next().await?;
             Some((Bytes::from(line.to_string() + "\n"), running))
@@ -204,10 +260,23 @@ fn run(worker: Arc<Worker>, planned: Vec<Planned>) -> impl futures_util::Stream<
 async fn answer(worker: Arc<Worker>, planned: Planned) -> Json {
     let (key, op) = match planned {
         Ok(planned) => planned,
-        Err(refused) => return json!({ "status": refused.status.as_u16(), "error": refused.to_json() }),
+        Err(refused) => {
+            return json!({ "status": refused.status.as_u16(), "error": refused.to_json() });
+        }
     };
-    let access = if matches!(op, ClientOp::Get { .. }) { Access::Read } else { Access::Write };
-    let reply = submit(&worker.handle, worker.trace.clone(), worker.bucket, op, worker.time).await;
+    let access = if matches!(op, ClientOp::Get { .. }) {
+        Access::Read
+    } else {
+        Access::Write
+    };
+    let reply = submit(
+        &worker.handle,
+        worker.trace.clone(),
+        worker.bucket,
+        op,
+        worker.time,
+    )
+    .await;
     let mut line = match reply {
         ClientReply::Stored { digest, superseded } => {
             let mut line = json!({ "status": 204, "etag": tags::etag_text(&digest) });
@@ -216,17 +285,23 @@ async fn answer(worker: Arc<Worker>, planned: Planned) -> Json {
             }
             line
         }
-        ClientReply::Found { record: Some(record), now_micros } if record.is_visible(now_micros) => {
+        ClientReply::Found {
+            record: Some(record),
+            now_micros,
+        } if record.is_visible(now_micros) => {
             if record.kind() == Kind::Siblings {
                 failed(&Problem::client(ClientError::Mode, access, Ok(())))
             } else {
                 let mut line = json!({ "status": 200, "etag": tags::etag_text(&record.digest()) });
-                line["content_type"] = json!(std::str::from_utf8(record.content_type()).unwrap_or_default());
+                line["content_type"] =
+                    json!(std::str::from_utf8(record.content_type()).unwrap_or_default());
                 return with_texts(line, &key, &record.value_bytes());
             }
         }
         ClientReply::Found { .. } => failed(&Problem::no_key()),
-        ClientReply::Failed(error) => failed(&Problem::client(error, access, worker.handle.ready())),
+        ClientReply::Failed(error) => {
+            failed(&Problem::client(error, access, worker.handle.ready()))
+        }
         ClientReply::Listed { .. } => failed(&Problem::internal()),
     };
     put_text(&mut line, "key", &key);

@@ -27,18 +27,31 @@ enum Content {
 
 impl Body {
     pub(super) fn empty() -> Self {
-        Self { content: Content::Empty, guard: None }
+        Self {
+            content: Content::Empty,
+            guard: None,
+        }
     }
 
     pub(super) fn full(bytes: impl Into<Bytes>) -> Self {
         let bytes = bytes.into();
-        let content = if bytes.is_empty() { Content::Empty } else { Content::Full(bytes) };
-        Self { content, guard: None }
+        let content = if bytes.is_empty() {
+            Content::Empty
+        } else {
+            Content::Full(bytes)
+        };
+        Self {
+            content,
+            guard: None,
+        }
     }
 
     /// Chunks as they come; an error is the stream's own business to put into words.
     pub(super) fn stream(chunks: impl Stream<Item = Bytes> + Send + 'static) -> Self {
-        Self { content: Content::Stream(Box::pin(chunks)), guard: None }
+        Self {
+            content: Content::Stream(Box::pin(chunks)),
+            guard: None,
+        }
     }
 
     /// Length in bytes where it is known.
@@ -60,7 +73,10 @@ impl http_body::Body for Body {
     type Data = Bytes;
     type Error = Infallible;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let this = self.get_mut();
         match std::mem::replace(&mut this.content, Content::Empty) {
             Content::Empty => Poll::Ready(None),
@@ -80,12 +96,17 @@ impl http_body::Body for Body {
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.len().map_or_else(SizeHint::default, SizeHint::with_exact)
+        self.len()
+            .map_or_else(SizeHint::default, SizeHint::with_exact)
     }
 }
 
 /// Gathers a request's body: at most `limit` bytes, within `patience` from now.
-pub(super) async fn gather(mut body: Incoming, limit: usize, patience: Duration) -> Result<Bytes, Refused> {
+pub(super) async fn gather(
+    mut body: Incoming,
+    limit: usize,
+    patience: Duration,
+) -> Result<Bytes, Refused> {
     let hint = body.size_hint();
     if hint.lower() > limit as u64 {
         return Err(Problem::body_too_large(limit));
@@ -113,7 +134,9 @@ async fn read_all(body: &mut Incoming, limit: usize, expected: usize) -> Result<
     let mut rest = BytesMut::new();
     while let Some(frame) = next_frame(body).await {
         let frame = frame.map_err(|_| Problem::truncated_body())?;
-        let Ok(data) = frame.into_data() else { continue };
+        let Ok(data) = frame.into_data() else {
+            continue;
+        };
         if first.len() + rest.len() + data.len() > limit {
             return Err(Problem::body_too_large(limit));
         }
@@ -121,7 +144,10 @@ async fn read_all(body: &mut Incoming, limit: usize, expected: usize) -> Result<
             first = data;
         } else {
             if rest.is_empty() {
-                rest.reserve(expected.clamp(first.len() + data.len(), RESERVE_MAX.max(first.len() + data.len())));
+                rest.reserve(expected.clamp(
+                    first.len() + data.len(),
+                    RESERVE_MAX.max(first.len() + data.len()),
+                ));
                 rest.extend_from_slice(&std::mem::take(&mut first));
             }
             rest.extend_from_slice(&data);
@@ -130,7 +156,11 @@ async fn read_all(body: &mut Incoming, limit: usize, expected: usize) -> Result<
             break;
         }
     }
-    Ok(if rest.is_empty() { first } else { rest.freeze() })
+    Ok(if rest.is_empty() {
+        first
+    } else {
+        rest.freeze()
+    })
 }
 
 async fn next_frame(body: &mut Incoming) -> Option<Result<Frame<Bytes>, hyper::Error>> {

@@ -43,20 +43,28 @@ pub(super) async fn serve(call: &Call<'_>, body: Incoming) -> Result<Response<Bo
 
 /// There is no cache: its numbers are zero.
 pub(super) fn cache_stats() -> Response<Body> {
-    json_response(&json!({"keys_count": 0, "max_keys_limit": 0, "memory_used_bytes": 0, "hits": 0, "misses": 0}))
+    json_response(
+        &json!({"keys_count": 0, "max_keys_limit": 0, "memory_used_bytes": 0, "hits": 0, "misses": 0}),
+    )
 }
 
 async fn put(call: &Call<'_>, body: Incoming) -> Result<Response<Body>, Refused> {
     query::for_each(call.parts.uri.query().unwrap_or(""), &[], |_, _| Ok(()))?;
     let limits = &call.handle().settings().limits;
     // A character of JSON may take six bytes to write one.
-    let room = limits.value_bytes.saturating_mul(6).saturating_add(ENVELOPE_BYTES);
+    let room = limits
+        .value_bytes
+        .saturating_mul(6)
+        .saturating_add(ENVELOPE_BYTES);
     let text = body::gather(body, room, limits.body_timeout).await?;
     let missing = || Problem::bad_json("key & value required");
     let envelope: Envelope = serde_json::from_slice(&text).map_err(|_| missing())?;
     let data = envelope.data.ok_or_else(missing)?;
     let key = data.key.filter(|key| !key.is_empty()).ok_or_else(missing)?;
-    let value = data.value.filter(|value| !value.is_empty()).ok_or_else(missing)?;
+    let value = data
+        .value
+        .filter(|value| !value.is_empty())
+        .ok_or_else(missing)?;
     if value.len() > limits.value_bytes {
         return Err(Problem::body_too_large(limits.value_bytes));
     }
@@ -85,11 +93,19 @@ async fn delete(call: &Call<'_>) -> Result<Response<Body>, Refused> {
 
 fn key(call: &Call<'_>) -> Result<Bytes, Refused> {
     let mut key = Bytes::new();
-    query::for_each_bytes(call.parts.uri.query().unwrap_or(""), &["key"], |_, value| {
-        key = Bytes::copy_from_slice(value);
-        Ok(())
-    })?;
-    if key.is_empty() { Err(Problem::bad_json("key required")) } else { Ok(key) }
+    query::for_each_bytes(
+        call.parts.uri.query().unwrap_or(""),
+        &["key"],
+        |_, value| {
+            key = Bytes::copy_from_slice(value);
+            Ok(())
+        },
+    )?;
+    if key.is_empty() {
+        Err(Problem::bad_json("key required"))
+    } else {
+        Ok(key)
+    }
 }
 
 fn target(call: &Call<'_>, key: Bytes) -> Result<Target, Refused> {
@@ -102,25 +118,38 @@ fn target(call: &Call<'_>, key: Bytes) -> Result<Target, Refused> {
 /// The value, or the older service's 404.
 async fn find(call: &Call<'_>, key: Bytes) -> Result<Record, Refused> {
     let target = target(call, key)?;
-    let op = ClientOp::Get { key: target.key, r: None };
+    let op = ClientOp::Get {
+        key: target.key,
+        r: None,
+    };
     match call.submit(target.bucket, op, call.deadline(None)?).await {
-        ClientReply::Found { record: Some(record), now_micros }
-            if record.is_visible(now_micros) && record.kind() == Kind::Value =>
-        {
-            Ok(record)
-        }
+        ClientReply::Found {
+            record: Some(record),
+            now_micros,
+        } if record.is_visible(now_micros) && record.kind() == Kind::Value => Ok(record),
         ClientReply::Found { .. } => Err(Problem::key_not_found()),
-        ClientReply::Failed(error) => Err(Problem::client(error, Access::Read, call.handle().ready())),
+        ClientReply::Failed(error) => {
+            Err(Problem::client(error, Access::Read, call.handle().ready()))
+        }
         ClientReply::Stored { .. } | ClientReply::Listed { .. } => Err(Problem::internal()),
     }
 }
 
 async fn write(call: &Call<'_>, key: Bytes, value: Option<Value>) -> Result<(), Refused> {
     let target = target(call, key)?;
-    let op = ClientOp::Put { key: target.key, value, w: None, sloppy: None, fsync: false, context: None };
+    let op = ClientOp::Put {
+        key: target.key,
+        value,
+        w: None,
+        sloppy: None,
+        fsync: false,
+        context: None,
+    };
     match call.submit(target.bucket, op, call.deadline(None)?).await {
         ClientReply::Stored { .. } => Ok(()),
-        ClientReply::Failed(error) => Err(Problem::client(error, Access::Write, call.handle().ready())),
+        ClientReply::Failed(error) => {
+            Err(Problem::client(error, Access::Write, call.handle().ready()))
+        }
         ClientReply::Found { .. } | ClientReply::Listed { .. } => Err(Problem::internal()),
     }
 }

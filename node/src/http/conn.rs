@@ -93,21 +93,32 @@ impl Conn {
 
     fn mark(&self, since: &AtomicU64) {
         if since.load(Ordering::Relaxed) == 0 {
-            since.store(self.opened.elapsed().as_millis() as u64 + 1, Ordering::Relaxed);
+            since.store(
+                self.opened.elapsed().as_millis() as u64 + 1,
+                Ordering::Relaxed,
+            );
         }
     }
 
     fn waiting(&self, since: &AtomicU64) -> Option<Duration> {
         match since.load(Ordering::Relaxed) {
             0 => None,
-            at => Some(self.opened.elapsed().saturating_sub(Duration::from_millis(at - 1))),
+            at => Some(
+                self.opened
+                    .elapsed()
+                    .saturating_sub(Duration::from_millis(at - 1)),
+            ),
         }
     }
 
     /// Looks at the deadlines: `head` for a request's head, `stall` for a peer that takes no bytes.
     pub(super) fn health(&self, head: Duration, stall: Duration) -> Health {
         if let Some(waited) = self.waiting(&self.stalled_since) {
-            return if waited >= stall { Health::Stalled } else { Health::Fine(stall.saturating_sub(waited)) };
+            return if waited >= stall {
+                Health::Stalled
+            } else {
+                Health::Fine(stall.saturating_sub(waited))
+            };
         }
         match self.waiting(&self.head_since) {
             Some(waited) if waited >= head => Health::HeadTooSlow,
@@ -126,8 +137,8 @@ pub(super) struct Guarded {
     prefix: Bytes,
     /// HTTP/1: responses of hyper's own are replaced.
     http1: bool,
-    /// Whether the head that is being read has had its first line.
-    line_seen: bool,
+    /// Bytes of the first line of the head that is being read, and whether they are all of it.
+    line: (usize, bool),
     header_bytes: usize,
     /// A replacement that is being written, and how long the text was that it replaces.
     replacement: Option<(Bytes, usize)>,
@@ -136,7 +147,15 @@ pub(super) struct Guarded {
 impl Guarded {
     pub(super) fn new(stream: TcpStream, conn: Arc<Conn>, header_bytes: usize) -> Self {
         let prefix = Bytes::new();
-        Self { stream, conn, prefix, http1: true, line_seen: false, header_bytes, replacement: None }
+        Self {
+            stream,
+            conn,
+            prefix,
+            http1: true,
+            line: (0, false),
+            header_bytes,
+            replacement: None,
+        }
     }
 
     /// Reads until it is clear which HTTP the client speaks; true for HTTP/2. Cancel safe.
@@ -199,11 +218,19 @@ impl Guarded {
         }
         match self.conn.phase.load(Ordering::Acquire) {
             IDLE => {
-                self.line_seen = bytes.contains(&b'\n');
+                self.line = (0, false);
+                self.on_head(bytes);
                 self.conn.phase.store(HEAD, Ordering::Release);
             }
-            HEAD => self.line_seen = self.line_seen || bytes.contains(&b'\n'),
+            HEAD => self.on_head(bytes),
             _ => {}
+        }
+    }
+
+    fn on_head(&mut self, bytes: &[u8]) {
+        if let (length, false) = self.line {
+            let end = bytes.iter().position(|&b| b == b'\n');
+            self.line = (length + end.unwrap_or(bytes.len()), end.is_some());
         }
     }
 
@@ -246,8 +273,11 @@ impl Guarded {
 
     fn replace(&mut self, cx: &mut Context<'_>, text: &[u8]) -> Poll<io::Result<usize>> {
         if self.replacement.is_none() {
-            let status = text.get(9..12).and_then(|s| std::str::from_utf8(s).ok()?.parse().ok()).unwrap_or(400);
-            let document = problem::for_refused_head(status, self.line_seen, self.header_bytes);
+            let status = text
+                .get(9..12)
+                .and_then(|s| std::str::from_utf8(s).ok()?.parse().ok())
+                .unwrap_or(400);
+            let document = problem::for_refused_head(status, self.line.0, self.header_bytes);
             self.replacement = Some((document, text.len()));
         }
         self.poll_replacement(cx)
@@ -255,7 +285,11 @@ impl Guarded {
 }
 
 impl AsyncRead for Guarded {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if !this.prefix.is_empty() {
             let bytes = this.prefix.split_to(this.prefix.len().min(buf.remaining()));
@@ -276,7 +310,11 @@ impl AsyncRead for Guarded {
 }
 
 impl AsyncWrite for Guarded {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         if this.replacement.is_some() || this.is_refusal(bytes) {
             return this.replace(cx, bytes);
@@ -291,7 +329,10 @@ impl AsyncWrite for Guarded {
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let first: &[u8] = slices.iter().find(|slice| !slice.is_empty()).map_or(&[], |slice| slice);
+        let first: &[u8] = slices
+            .iter()
+            .find(|slice| !slice.is_empty())
+            .map_or(&[], |slice| slice);
         if this.replacement.is_some() || this.is_refusal(first) {
             return this.replace(cx, first);
         }
@@ -307,7 +348,10 @@ impl AsyncWrite for Guarded {
         let this = self.get_mut();
         ready!(this.poll_replacement(cx))?;
         // hyper flushes only when it has handed over every byte that it had.
-        let _ = this.conn.phase.compare_exchange(DRAINING, IDLE, Ordering::AcqRel, Ordering::Relaxed);
+        let _ =
+            this.conn
+                .phase
+                .compare_exchange(DRAINING, IDLE, Ordering::AcqRel, Ordering::Relaxed);
         Pin::new(&mut this.stream).poll_flush(cx)
     }
 

@@ -12,7 +12,9 @@ use crate::handle::Handle;
 /// A JSON answer.
 pub(super) fn json_response(value: &Value) -> Response<Body> {
     let mut response = Response::new(Body::full(value.to_string()));
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }
 
@@ -23,7 +25,9 @@ pub(super) fn live() -> Response<Body> {
 
 /// Whether a load balancer should send requests here.
 pub(super) fn ready(handle: &Handle) -> Result<Response<Body>, Refused> {
-    handle.ready().map_err(|reason| Problem::not_ready(&reason))?;
+    handle
+        .ready()
+        .map_err(|reason| Problem::not_ready(&reason))?;
     Ok(json_response(&json!({"status": "ready"})))
 }
 
@@ -32,7 +36,10 @@ pub(super) fn components(handle: &Handle) -> Response<Body> {
     let state = handle.state();
     let view = handle.view();
     let members = view.as_ref().map_or(&[][..], |view| &view.config.current);
-    let alive = members.iter().filter(|member| !state.dead.contains(&member.id)).count();
+    let alive = members
+        .iter()
+        .filter(|member| !state.dead.contains(&member.id))
+        .count();
     let store = if state.disk_full {
         json!({"status": "degraded", "reason": "disk full: writes are refused, reads served"})
     } else {
@@ -41,7 +48,11 @@ pub(super) fn components(handle: &Handle) -> Response<Body> {
     let membership = match handle.ready() {
         Err(reason) => json!({"status": "down", "reason": reason.to_string()}),
         Ok(()) => {
-            let status = if alive < members.len() { "degraded" } else { "ok" };
+            let status = if alive < members.len() {
+                "degraded"
+            } else {
+                "ok"
+            };
             json!({"status": status, "members": members.len(), "alive": alive})
         }
     };
@@ -51,7 +62,9 @@ pub(super) fn components(handle: &Handle) -> Response<Body> {
         json!({"status": "degraded", "reason": "clock outside the allowed drift: fresh writes are refused"})
     };
     let serving = handle.ready().is_ok();
-    let whole = [&store, &membership, &clock].iter().all(|part| part["status"] == "ok");
+    let whole = [&store, &membership, &clock]
+        .iter()
+        .all(|part| part["status"] == "ok");
     let status = match (serving, whole) {
         (true, true) => "ok",
         (true, false) => "degraded",
@@ -76,12 +89,22 @@ pub(super) fn components(handle: &Handle) -> Response<Body> {
 /// What a browser finds at `/`.
 pub(super) fn page(handle: &Handle, side: Side) -> Response<Body> {
     let links: &[(&str, &str)] = match side {
-        Side::Data => &[("/kv/default", "keys of the bucket default"), ("/ring", "ring"), ("/health", "health")],
-        Side::Admin => {
-            &[("/cluster", "cluster"), ("/ring", "ring"), ("/metrics", "metrics"), ("/health", "health")]
-        }
+        Side::Data => &[
+            ("/kv/default", "keys of the bucket default"),
+            ("/ring", "ring"),
+            ("/health", "health"),
+        ],
+        Side::Admin => &[
+            ("/cluster", "cluster"),
+            ("/ring", "ring"),
+            ("/metrics", "metrics"),
+            ("/health", "health"),
+        ],
     };
-    let items: String = links.iter().map(|(to, what)| format!("<li><a href=\"{to}\">{what}</a></li>")).collect();
+    let items: String = links
+        .iter()
+        .map(|(to, what)| format!("<li><a href=\"{to}\">{what}</a></li>"))
+        .collect();
     // The name is checked to hold nothing that HTML would read otherwise.
     let name = Some(&handle.settings().name).filter(|name| torc_ring::config::is_node_name(name));
     let name = name.map_or("", String::as_str);
@@ -92,6 +115,9 @@ pub(super) fn page(handle: &Handle, side: Side) -> Response<Body> {
          Keys are at <code>/kv/{{bucket}}/{{key}}</code>.</p><ul>{items}</ul></html>\n"
     );
     let mut response = Response::new(Body::full(text));
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8"));
+    response.headers_mut().insert(
+        CONTENT_TYPE,
+        HeaderValue::from_static("text/html; charset=utf-8"),
+    );
     response
 }

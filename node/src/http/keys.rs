@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, LAST_MODIFIED};
+use http::header::{
+    ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, LAST_MODIFIED,
+};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
 use hyper::body::Incoming;
 use torc_protocol::client::{ClientOp, ClientReply, Value};
@@ -36,14 +38,27 @@ pub(super) struct Target {
 
 impl Target {
     pub(super) fn new(view: Arc<View>, bucket: &str, key: Bytes) -> Result<Self, Refused> {
-        let Some(&Bucket { id, n, conflict, .. }) = view.config.bucket(bucket) else {
+        let Some(&Bucket {
+            id, n, conflict, ..
+        }) = view.config.bucket(bucket)
+        else {
             return Err(Problem::no_bucket(bucket));
         };
-        Ok(Self { view, bucket: id, n, conflict, key })
+        Ok(Self {
+            view,
+            bucket: id,
+            n,
+            conflict,
+            key,
+        })
     }
 
     fn scope<'a>(&'a self, call: &'a Call<'_>) -> Scope<'a> {
-        Scope { codec: call.facade.contexts(&self.view), bucket: self.bucket, key: &self.key }
+        Scope {
+            codec: call.facade.contexts(&self.view),
+            bucket: self.bucket,
+            key: &self.key,
+        }
     }
 }
 
@@ -70,9 +85,17 @@ pub(super) async fn serve(call: &Call<'_>, body: Incoming) -> Result<Response<Bo
     };
     let query = KeyQuery::parse(call.parts.uri.query(), known)?;
     let time = call.deadline(query.deadline)?;
-    let target = Target::new(call.view()?, &path.bucket, Bytes::copy_from_slice(&path.key))?;
+    let target = Target::new(
+        call.view()?,
+        &path.bucket,
+        Bytes::copy_from_slice(&path.key),
+    )?;
     if let Some(given) = query.quorum.filter(|quorum| !quorum.fits(target.n)) {
-        let name = if matches!(*method, Method::GET | Method::HEAD) { "r" } else { "w" };
+        let name = if matches!(*method, Method::GET | Method::HEAD) {
+            "r"
+        } else {
+            "w"
+        };
         return Err(Problem::quorum_too_large(name, given, target.n));
     }
     match *method {
@@ -86,36 +109,64 @@ pub(super) async fn serve(call: &Call<'_>, body: Incoming) -> Result<Response<Bo
     }
 }
 
-async fn read(call: &Call<'_>, target: &Target, query: &KeyQuery, time: Duration) -> Result<Response<Body>, Refused> {
-    let tags = call.heads.if_none_match.map(|_| Tags(call.parts.headers.get_all(http::header::IF_NONE_MATCH)));
+async fn read(
+    call: &Call<'_>,
+    target: &Target,
+    query: &KeyQuery,
+    time: Duration,
+) -> Result<Response<Body>, Refused> {
+    let tags = call
+        .heads
+        .if_none_match
+        .map(|_| Tags(call.parts.headers.get_all(http::header::IF_NONE_MATCH)));
     let (key, r) = (target.key.clone(), query.quorum);
     let (op, time, known) = match query.wait {
         None => (ClientOp::Get { key, r }, time, None),
         Some(wait) => {
-            let known = tags.as_ref().and_then(Tags::single).ok_or_else(Problem::bad_wait)?;
+            let known = tags
+                .as_ref()
+                .and_then(Tags::single)
+                .ok_or_else(Problem::bad_wait)?;
             call.guard.watch()?;
             (ClientOp::Watch { key, r, known }, wait, known)
         }
     };
     match call.submit(target.bucket, op, time).await {
         ClientReply::Found { record, now_micros } => {
-            let Some(record) = record else { return Err(Problem::no_key()) };
+            let Some(record) = record else {
+                return Err(Problem::no_key());
+            };
             let (digest, visible) = (record.digest(), record.is_visible(now_micros));
             // A watch whose time is over: nothing has changed, be it a value or a deletion.
             if known == Some(digest) && (visible || record.kind() == Kind::Tombstone) {
                 return Ok(unchanged(&target.scope(call), &digest));
             }
-            if visible { found(call, target, &record, tags.as_ref()) } else { Ok(gone(&target.scope(call), &digest)) }
+            if visible {
+                found(call, target, &record, tags.as_ref())
+            } else {
+                Ok(gone(&target.scope(call), &digest))
+            }
         }
-        ClientReply::Failed(error) => Err(Problem::client(error, Access::Read, call.handle().ready())),
+        ClientReply::Failed(error) => {
+            Err(Problem::client(error, Access::Read, call.handle().ready()))
+        }
         ClientReply::Stored { .. } | ClientReply::Listed { .. } => Err(Problem::internal()),
     }
 }
 
 /// A value: whole, in part, or only the news that it is still the one that the client knows.
-fn found(call: &Call<'_>, target: &Target, record: &Record, known: Option<&Tags<'_>>) -> Result<Response<Body>, Refused> {
+fn found(
+    call: &Call<'_>,
+    target: &Target,
+    record: &Record,
+    known: Option<&Tags<'_>>,
+) -> Result<Response<Body>, Refused> {
     if record.kind() == Kind::Siblings {
-        return Err(Problem::client(torc_protocol::client::ClientError::Mode, Access::Read, Ok(())));
+        return Err(Problem::client(
+            torc_protocol::client::ClientError::Mode,
+            Access::Read,
+            Ok(()),
+        ));
     }
     let digest = record.digest();
     let minted = tags::minted_at(digest.version);
@@ -123,7 +174,10 @@ fn found(call: &Call<'_>, target: &Target, record: &Record, known: Option<&Tags<
         if !Tags(call.parts.headers.get_all(http::header::IF_MATCH)).match_strongly(&digest) {
             return Err(Problem::precondition_failed());
         }
-    } else if let Some(date) = call.heads.if_unmodified_since.and_then(|v| httpdate::parse_http_date(v.to_str().ok()?).ok())
+    } else if let Some(date) = call
+        .heads
+        .if_unmodified_since
+        .and_then(|v| httpdate::parse_http_date(v.to_str().ok()?).ok())
         && minted > date
     {
         return Err(Problem::precondition_failed());
@@ -137,7 +191,13 @@ fn found(call: &Call<'_>, target: &Target, record: &Record, known: Option<&Tags<
     let len = value.len() as u64;
     let is_get = call.parts.method == Method::GET;
     let asked = match call.heads.range {
-        Some(range) if is_get && call.heads.if_range.is_none_or(|tag| tags::if_range_matches(tag, &digest)) => {
+        Some(range)
+            if is_get
+                && call
+                    .heads
+                    .if_range
+                    .is_none_or(|tag| tags::if_range_matches(tag, &digest)) =>
+        {
             range::parse(range, len)
         }
         _ => Asked::Whole,
@@ -162,7 +222,11 @@ fn found(call: &Call<'_>, target: &Target, record: &Record, known: Option<&Tags<
     if !is_get {
         headers.insert(CONTENT_LENGTH, texts.number(len));
     }
-    let mut response = Response::new(if is_get { Body::full(part) } else { Body::empty() });
+    let mut response = Response::new(if is_get {
+        Body::full(part)
+    } else {
+        Body::empty()
+    });
     *response.status_mut() = status;
     *response.headers_mut() = headers;
     Ok(response)
@@ -182,16 +246,31 @@ fn stamp(headers: &mut HeaderMap, scope: &Scope<'_>, digest: &Digest) {
 }
 
 fn unchanged(scope: &Scope<'_>, digest: &Digest) -> Response<Body> {
-    stamped(Response::new(Body::empty()), StatusCode::NOT_MODIFIED, scope, digest)
+    stamped(
+        Response::new(Body::empty()),
+        StatusCode::NOT_MODIFIED,
+        scope,
+        digest,
+    )
 }
 
 /// The key was deleted, or its value has expired: its state still has an ETag, so that a watch can wait for
 /// the next one, and a context, so that a write can follow it.
 fn gone(scope: &Scope<'_>, digest: &Digest) -> Response<Body> {
-    stamped(Problem::no_key().into_response(), StatusCode::NOT_FOUND, scope, digest)
+    stamped(
+        Problem::no_key().into_response(),
+        StatusCode::NOT_FOUND,
+        scope,
+        digest,
+    )
 }
 
-fn stamped(mut response: Response<Body>, status: StatusCode, scope: &Scope<'_>, digest: &Digest) -> Response<Body> {
+fn stamped(
+    mut response: Response<Body>,
+    status: StatusCode,
+    scope: &Scope<'_>,
+    digest: &Digest,
+) -> Response<Body> {
     *response.status_mut() = status;
     stamp(response.headers_mut(), scope, digest);
     response
@@ -208,12 +287,18 @@ async fn put(
     if call.heads.content_range.is_some() {
         return Err(Problem::partial_put());
     }
-    if call.heads.content_encoding.is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity")) {
+    if call
+        .heads
+        .content_encoding
+        .is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity"))
+    {
         return Err(Problem::content_encoding());
     }
     let content_type = match call.heads.content_type {
         None => Bytes::new(),
-        Some(kind) if kind.len() > CONTENT_TYPE_MAX => return Err(Problem::content_type_too_long(kind.len())),
+        Some(kind) if kind.len() > CONTENT_TYPE_MAX => {
+            return Err(Problem::content_type_too_long(kind.len()));
+        }
         Some(kind) => Bytes::copy_from_slice(kind.as_bytes()),
     };
     // Before the body is read, so that nobody sends one in vain.
@@ -221,7 +306,11 @@ async fn put(
     let limits = &call.handle().settings().limits;
     let bytes = body::gather(body, limits.value_bytes, limits.body_timeout).await?;
     let ttl_ms = query.ttl.map(|ttl| ttl.as_millis() as u64);
-    let value = Value { bytes, content_type, ttl_ms };
+    let value = Value {
+        bytes,
+        content_type,
+        ttl_ms,
+    };
     store(call, &target, Some(value), query, (time, context)).await
 }
 
@@ -252,13 +341,18 @@ async fn store(
             }
             Ok(response)
         }
-        ClientReply::Failed(error) => Err(Problem::client(error, Access::Write, call.handle().ready())),
+        ClientReply::Failed(error) => {
+            Err(Problem::client(error, Access::Write, call.handle().ready()))
+        }
         ClientReply::Found { .. } | ClientReply::Listed { .. } => Err(Problem::internal()),
     }
 }
 
 fn context(call: &Call<'_>, target: &Target) -> Result<Option<Version>, Refused> {
-    call.heads.context.map(|value| target.scope(call).parse(value)).transpose()
+    call.heads
+        .context
+        .map(|value| target.scope(call).parse(value))
+        .transpose()
 }
 
 /// A condition on a write is honest or refused: only consensus could keep it (protocol, section 2).

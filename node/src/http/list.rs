@@ -55,16 +55,29 @@ pub(super) async fn serve(call: &Call<'_>) -> Result<Response<Body>, Refused> {
         .ok_or_else(|| Problem::not_acceptable("application/json, application/x-ndjson"))?;
     let time = call.deadline(asked.deadline)?;
     let view = call.view()?;
-    let bucket = view.config.bucket(&name).map(|bucket| bucket.id).ok_or_else(|| Problem::no_bucket(&name))?;
+    let bucket = view
+        .config
+        .bucket(&name)
+        .map(|bucket| bucket.id)
+        .ok_or_else(|| Problem::no_bucket(&name))?;
     let after = match &asked.cursor {
         None => None,
-        Some(text) => Some(parse_cursor(text, bucket, view.config.seed).ok_or_else(Problem::bad_cursor)?),
+        Some(text) => {
+            Some(parse_cursor(text, bucket, view.config.seed).ok_or_else(Problem::bad_cursor)?)
+        }
     };
-    let source = Source { handle: call.handle().clone(), trace: call.trace.clone(), bucket, prefix: asked.prefix };
+    let source = Source {
+        handle: call.handle().clone(),
+        trace: call.trace.clone(),
+        bucket,
+        prefix: asked.prefix,
+    };
     if media == 1 {
         let walk = Walk::new(source, view, after, asked.limit.unwrap_or(usize::MAX));
         let mut response = Response::new(Body::stream(lines(walk, bucket, time)));
-        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(MEDIA[1]));
+        response
+            .headers_mut()
+            .insert(CONTENT_TYPE, HeaderValue::from_static(MEDIA[1]));
         return Ok(response);
     }
     let limit = asked.limit.unwrap_or(LIMIT_USUAL).min(LIMIT_MAX);
@@ -79,10 +92,18 @@ pub(super) async fn serve(call: &Call<'_>) -> Result<Response<Body>, Refused> {
 
 /// Gathers up to `limit` keys within `time`. When the time is over and there is something to show, that is
 /// a page too: the cursor goes on from there.
-async fn page(walk: &mut Walk, listed: &mut Vec<ListedKey>, limit: usize, time: Duration) -> Result<Option<Cursor>, Refused> {
+async fn page(
+    walk: &mut Walk,
+    listed: &mut Vec<ListedKey>,
+    limit: usize,
+    time: Duration,
+) -> Result<Option<Cursor>, Refused> {
     let until = tokio::time::Instant::now() + time;
     while listed.len() < limit {
-        match walk.next(until.saturating_duration_since(tokio::time::Instant::now())).await {
+        match walk
+            .next(until.saturating_duration_since(tokio::time::Instant::now()))
+            .await
+        {
             Ok(None) => return Ok(None),
             Ok(Some(keys)) => {
                 listed.extend(keys);
@@ -98,7 +119,11 @@ async fn page(walk: &mut Walk, listed: &mut Vec<ListedKey>, limit: usize, time: 
 }
 
 /// A line for each key; at the end a line with a cursor if there is more, or with what went wrong.
-fn lines(walk: Walk, bucket: BucketId, time: Duration) -> impl futures_util::Stream<Item = Bytes> + Send + 'static {
+fn lines(
+    walk: Walk,
+    bucket: BucketId,
+    time: Duration,
+) -> impl futures_util::Stream<Item = Bytes> + Send + 'static {
     struct Streamed {
         walk: Walk,
         left: usize,
@@ -106,7 +131,12 @@ fn lines(walk: Walk, bucket: BucketId, time: Duration) -> impl futures_util::Str
         pending: VecDeque<ListedKey>,
     }
     let left = walk.limit;
-    let start = Streamed { walk, left, last: None, pending: VecDeque::new() };
+    let start = Streamed {
+        walk,
+        left,
+        last: None,
+        pending: VecDeque::new(),
+    };
     futures_util::stream::unfold(Some(start), move |state| async move {
         let mut state = state?;
         let mut chunk = String::new();
@@ -117,7 +147,9 @@ fn lines(walk: Walk, bucket: BucketId, time: Duration) -> impl futures_util::Str
                 Ok(None) => end = Some(None),
                 Err(refused) => {
                     let cursor = state.last.as_ref().map(|at| cursor_text(bucket, at));
-                    end = Some(Some(json!({ "error": refused.to_json(), "cursor": cursor })));
+                    end = Some(Some(
+                        json!({ "error": refused.to_json(), "cursor": cursor }),
+                    ));
                 }
             }
         }
@@ -129,7 +161,12 @@ fn lines(walk: Walk, bucket: BucketId, time: Duration) -> impl futures_util::Str
         }
         state.left -= take;
         if state.left == 0 && end.is_none() {
-            end = Some(state.last.as_ref().map(|at| json!({ "cursor": cursor_text(bucket, at) })));
+            end = Some(
+                state
+                    .last
+                    .as_ref()
+                    .map(|at| json!({ "cursor": cursor_text(bucket, at) })),
+            );
         }
         match end {
             None => Some((Bytes::from(chunk), Some(state))),
@@ -163,19 +200,31 @@ struct Asked {
 
 impl Asked {
     fn parse(text: &str) -> Result<Self, Refused> {
-        let mut asked = Self { prefix: Bytes::new(), limit: None, cursor: None, deadline: None };
+        let mut asked = Self {
+            prefix: Bytes::new(),
+            limit: None,
+            cursor: None,
+            deadline: None,
+        };
         query::for_each_bytes(text, PARAMETERS, |name, value| {
             let shown = || String::from_utf8_lossy(value).into_owned();
             match name {
-                "prefix" if value.len() > KEY_LEN_MAX => return Err(Problem::key_too_long(value.len())),
+                "prefix" if value.len() > KEY_LEN_MAX => {
+                    return Err(Problem::key_too_long(value.len()));
+                }
                 "prefix" => asked.prefix = Bytes::copy_from_slice(value),
                 "cursor" if value.is_empty() => {}
                 "cursor" => asked.cursor = Some(Bytes::copy_from_slice(value)),
                 "deadline" => asked.deadline = Some(query::deadline(&shown())?),
                 _ => {
-                    let limit = std::str::from_utf8(value).ok().and_then(|text| text.parse().ok());
+                    let limit = std::str::from_utf8(value)
+                        .ok()
+                        .and_then(|text| text.parse().ok());
                     let limit = limit.filter(|limit| (1..=LIMIT_MAX).contains(limit));
-                    asked.limit = Some(limit.ok_or_else(|| Problem::bad_parameter("limit", &shown(), "1 to 10000"))?);
+                    asked.limit =
+                        Some(limit.ok_or_else(|| {
+                            Problem::bad_parameter("limit", &shown(), "1 to 10000")
+                        })?);
                 }
             }
             Ok(())
@@ -210,33 +259,63 @@ struct Walk {
 
 impl Walk {
     fn new(source: Source, view: Arc<View>, after: Option<Cursor>, limit: usize) -> Self {
-        let first = after.as_ref().map_or(0, |at| u32::from(view.ring.partition(at.token).0));
+        let first = after
+            .as_ref()
+            .map_or(0, |at| u32::from(view.ring.partition(at.token).0));
         let ahead = Some((first, after));
-        Self { source, view, limit, ahead, asking: FuturesOrdered::new(), rest: None, asked: VecDeque::new() }
+        Self {
+            source,
+            view,
+            limit,
+            ahead,
+            asking: FuturesOrdered::new(),
+            rest: None,
+            asked: VecDeque::new(),
+        }
     }
 
     fn place(&self, key: &ListedKey) -> Cursor {
-        Cursor { token: Token::of(self.view.config.seed, self.source.bucket, &key.key), key: Blob(key.key.clone()) }
+        Cursor {
+            token: Token::of(self.view.config.seed, self.source.bucket, &key.key),
+            key: Blob(key.key.clone()),
+        }
     }
 
     /// The next keys in order, perhaps none; `None` after the last partition.
     async fn next(&mut self, time: Duration) -> Result<Option<Vec<ListedKey>>, Refused> {
         if let Some((partition, after)) = self.rest.take() {
-            let (keys, next) = ask(self.source.clone(), partition, Some(after), self.limit.min(PAGE), time).await?;
+            let (keys, next) = ask(
+                self.source.clone(),
+                partition,
+                Some(after),
+                self.limit.min(PAGE),
+                time,
+            )
+            .await?;
             self.rest = next.map(|at| (partition, at));
             return Ok(Some(keys));
         }
         while self.asking.len() < IN_FLIGHT {
-            let Some((index, after)) = self.ahead.take() else { break };
+            let Some((index, after)) = self.ahead.take() else {
+                break;
+            };
             if index + 1 < self.view.ring.partitions() {
                 self.ahead = Some((index + 1, None));
             }
             let partition = PartitionId(index as u16);
             self.asked.push_back(partition);
             let source = self.source.clone();
-            self.asking.push_back(Box::pin(ask(source, partition, after, self.limit.min(PAGE), time)));
+            self.asking.push_back(Box::pin(ask(
+                source,
+                partition,
+                after,
+                self.limit.min(PAGE),
+                time,
+            )));
         }
-        let Some(answer) = self.asking.next().await else { return Ok(None) };
+        let Some(answer) = self.asking.next().await else {
+            return Ok(None);
+        };
         let partition = self.asked.pop_front();
         let (keys, next) = answer?;
         self.rest = partition.zip(next);
@@ -251,10 +330,17 @@ async fn ask(
     limit: usize,
     time: Duration,
 ) -> Result<(Vec<ListedKey>, Option<Cursor>), Refused> {
-    let op = ClientOp::List { partition, after, prefix: source.prefix, limit };
+    let op = ClientOp::List {
+        partition,
+        after,
+        prefix: source.prefix,
+        limit,
+    };
     match submit(&source.handle, source.trace, source.bucket, op, time).await {
         ClientReply::Listed { keys, next } => Ok((keys, next)),
-        ClientReply::Failed(error) => Err(Problem::client(error, Access::Read, source.handle.ready())),
+        ClientReply::Failed(error) => {
+            Err(Problem::client(error, Access::Read, source.handle.ready()))
+        }
         ClientReply::Found { .. } | ClientReply::Stored { .. } => Err(Problem::internal()),
     }
 }
@@ -281,7 +367,10 @@ fn parse_cursor(text: &[u8], bucket: BucketId, seed: u64) -> Option<Cursor> {
         && u32::from_be_bytes(*id) == bucket.0
         && (1..=KEY_LEN_MAX).contains(&key.len())
         && token == Token::of(seed, bucket, key);
-    fits.then(|| Cursor { token, key: Blob(Bytes::copy_from_slice(key)) })
+    fits.then(|| Cursor {
+        token,
+        key: Blob(Bytes::copy_from_slice(key)),
+    })
 }
 
 #[cfg(test)]

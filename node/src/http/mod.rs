@@ -26,8 +26,8 @@ mod tags;
 #[cfg(test)]
 mod tests;
 
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -77,7 +77,8 @@ impl Facade {
 
     /// What makes and checks causal contexts. A cluster draws its secret once, for ever.
     fn contexts(&self, view: &View) -> &ContextKey {
-        self.contexts.get_or_init(|| ContextKey::new(&view.config.secret))
+        self.contexts
+            .get_or_init(|| ContextKey::new(&view.config.secret))
     }
 }
 
@@ -95,7 +96,12 @@ struct Guard {
 impl Guard {
     fn new(facade: Arc<Facade>, conn: Arc<Conn>) -> Self {
         conn.request_begins();
-        Self { facade, conn, placed: AtomicBool::new(false), watching: AtomicBool::new(false) }
+        Self {
+            facade,
+            conn,
+            placed: AtomicBool::new(false),
+            watching: AtomicBool::new(false),
+        }
     }
 
     /// Takes one of the places for requests in work; refuses early when there is none.
@@ -168,7 +174,8 @@ impl Call<'_> {
     /// How long the work may take, when the query asks for `asked`.
     fn deadline(&self, asked: Option<Duration>) -> Result<Duration, Refused> {
         let settings = self.handle().settings();
-        self.heads.deadline(asked, settings.deadline, settings.deadline_max)
+        self.heads
+            .deadline(asked, settings.deadline, settings.deadline_max)
     }
 
     /// Has the core do it within `time` from now.
@@ -177,7 +184,20 @@ impl Call<'_> {
     }
 }
 
-async fn submit(handle: &Handle, trace: Bytes, bucket: BucketId, op: ClientOp, time: Duration) -> ClientReply {
+async fn submit(
+    handle: &Handle,
+    trace: Bytes,
+    bucket: BucketId,
+    op: ClientOp,
+    time: Duration,
+) -> ClientReply {
     let deadline = handle.now().mono.plus(time.as_micros() as u64);
-    handle.submit(ClientRequest { deadline, trace, bucket, op }).await
+    handle
+        .submit(ClientRequest {
+            deadline,
+            trace,
+            bucket,
+            op,
+        })
+        .await
 }

@@ -45,7 +45,10 @@ pub enum KeyPathError {
 /// Says which rule the path breaks.
 pub fn parse_key_path(path: &[u8]) -> Result<KeyPath<'_>, KeyPathError> {
     let rest = path.strip_prefix(b"/kv/").ok_or(KeyPathError::Prefix)?;
-    let slash = rest.iter().position(|&b| b == b'/').ok_or(KeyPathError::Prefix)?;
+    let slash = rest
+        .iter()
+        .position(|&b| b == b'/')
+        .ok_or(KeyPathError::Prefix)?;
     let bucket = parse_bucket(&rest[..slash])?;
     let key = decode(&rest[slash + 1..])?;
     match key.len() {
@@ -61,10 +64,18 @@ pub fn parse_key_path(path: &[u8]) -> Result<KeyPath<'_>, KeyPathError> {
 /// When it is malformed or breaks the rule for names.
 pub(super) fn parse_bucket(raw: &[u8]) -> Result<Cow<'_, str>, KeyPathError> {
     let name = match decode(raw)? {
-        Cow::Borrowed(bytes) => std::str::from_utf8(bytes).map(Cow::Borrowed).map_err(|_| KeyPathError::Bucket)?,
-        Cow::Owned(bytes) => String::from_utf8(bytes).map(Cow::Owned).map_err(|_| KeyPathError::Bucket)?,
+        Cow::Borrowed(bytes) => std::str::from_utf8(bytes)
+            .map(Cow::Borrowed)
+            .map_err(|_| KeyPathError::Bucket)?,
+        Cow::Owned(bytes) => String::from_utf8(bytes)
+            .map(Cow::Owned)
+            .map_err(|_| KeyPathError::Bucket)?,
     };
-    if torc_ring::config::is_bucket_name(&name) { Ok(name) } else { Err(KeyPathError::Bucket) }
+    if torc_ring::config::is_bucket_name(&name) {
+        Ok(name)
+    } else {
+        Err(KeyPathError::Bucket)
+    }
 }
 
 /// Percent-decodes; without an escape nothing is copied.
@@ -145,9 +156,20 @@ mod tests {
         let longest = format!("/kv/default/{}", "%61".repeat(KEY_LEN_MAX));
         assert_eq!(key(&longest).map(|(_, key)| key.len()), Ok(KEY_LEN_MAX));
         let longer = format!("{longest}b");
-        assert_eq!(key(&longer), Err(KeyPathError::KeyTooLong { len: KEY_LEN_MAX + 1 }));
-        assert_eq!(key(&format!("/kv/{}/k", "b".repeat(64))).map(|(b, _)| b.len()), Ok(64));
-        assert_eq!(key(&format!("/kv/{}/k", "b".repeat(65))), Err(KeyPathError::Bucket));
+        assert_eq!(
+            key(&longer),
+            Err(KeyPathError::KeyTooLong {
+                len: KEY_LEN_MAX + 1
+            })
+        );
+        assert_eq!(
+            key(&format!("/kv/{}/k", "b".repeat(64))).map(|(b, _)| b.len()),
+            Ok(64)
+        );
+        assert_eq!(
+            key(&format!("/kv/{}/k", "b".repeat(65))),
+            Err(KeyPathError::Bucket)
+        );
     }
 
     proptest! {

@@ -34,9 +34,14 @@ pub(super) const DELETE: &[&str] = &["w", "sloppy", "deadline", "durability"];
 
 impl KeyQuery {
     /// Reads the parameters, of which those in `known` are allowed.
-    pub(super) fn parse(query: Option<&str>, known: &'static [&'static str]) -> Result<Self, Refused> {
+    pub(super) fn parse(
+        query: Option<&str>,
+        known: &'static [&'static str],
+    ) -> Result<Self, Refused> {
         let mut parsed = Self::default();
-        let Some(query) = query else { return Ok(parsed) };
+        let Some(query) = query else {
+            return Ok(parsed);
+        };
         for_each(query, known, |name, value| {
             match name {
                 "r" | "w" => parsed.quorum = Some(quorum(name, value)?),
@@ -59,9 +64,15 @@ pub(super) fn for_each(
     known: &'static [&'static str],
     mut take: impl FnMut(&'static str, &str) -> Result<(), Refused>,
 ) -> Result<(), Refused> {
-    for_each_bytes(query, known, |name, value| match std::str::from_utf8(value) {
-        Ok(value) => take(name, value),
-        Err(_) => Err(Problem::bad_parameter(name, &String::from_utf8_lossy(value), "text in UTF-8")),
+    for_each_bytes(query, known, |name, value| {
+        match std::str::from_utf8(value) {
+            Ok(value) => take(name, value),
+            Err(_) => Err(Problem::bad_parameter(
+                name,
+                &String::from_utf8_lossy(value),
+                "text in UTF-8",
+            )),
+        }
     })
 }
 
@@ -75,7 +86,11 @@ pub(super) fn for_each_bytes(
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
         let Some(at) = known.iter().position(|k| *k == name) else {
-            return Err(Problem::unknown_parameter(name, nearest(name, known), known));
+            return Err(Problem::unknown_parameter(
+                name,
+                nearest(name, known),
+                known,
+            ));
         };
         if seen & (1 << at) != 0 {
             return Err(Problem::repeated_parameter(name));
@@ -97,7 +112,9 @@ fn decode(value: &str) -> Result<Cow<'_, [u8]>, Refused> {
 }
 
 pub(super) fn quorum(name: &'static str, value: &str) -> Result<Quorum, Refused> {
-    value.parse().map_err(|_| Problem::bad_parameter(name, value, "one, quorum, all, or a number from 1 to n"))
+    value.parse().map_err(|_| {
+        Problem::bad_parameter(name, value, "one, quorum, all, or a number from 1 to n")
+    })
 }
 
 fn boolean(name: &'static str, value: &str) -> Result<bool, Refused> {
@@ -109,23 +126,30 @@ fn boolean(name: &'static str, value: &str) -> Result<bool, Refused> {
 }
 
 pub(super) fn ttl(value: &str) -> Result<Duration, Refused> {
-    let expected = "a time such as 500ms, 30s, 10m, 12h or 7d, above zero and at most a hundred years";
-    duration(value).filter(|d| (Duration::from_millis(1)..=TTL_MAX).contains(d)).ok_or_else(|| {
-        Problem::bad_parameter("ttl", value, expected)
-    })
+    let expected =
+        "a time such as 500ms, 30s, 10m, 12h or 7d, above zero and at most a hundred years";
+    duration(value)
+        .filter(|d| (Duration::from_millis(1)..=TTL_MAX).contains(d))
+        .ok_or_else(|| Problem::bad_parameter("ttl", value, expected))
 }
 
 /// A deadline, of the query or of the header.
 pub(super) fn deadline(value: &str) -> Result<Duration, Refused> {
-    duration(value)
-        .filter(|d| !d.is_zero())
-        .ok_or_else(|| Problem::bad_parameter("deadline", value, "a time such as 250ms or 2s, above zero"))
+    duration(value).filter(|d| !d.is_zero()).ok_or_else(|| {
+        Problem::bad_parameter("deadline", value, "a time such as 250ms or 2s, above zero")
+    })
 }
 
 fn wait(value: &str) -> Result<Duration, Refused> {
     duration(value)
         .filter(|d| !d.is_zero() && *d <= WAIT_MAX)
-        .ok_or_else(|| Problem::bad_parameter("wait", value, "a time such as 30s, above zero and at most 5m"))
+        .ok_or_else(|| {
+            Problem::bad_parameter(
+                "wait",
+                value,
+                "a time such as 30s, above zero and at most 5m",
+            )
+        })
 }
 
 /// Whole numbers with one unit: `ms`, `s`, `m`, `h`, `d`.
@@ -149,7 +173,9 @@ pub(super) fn nearest(name: &str, known: &[&'static str]) -> Option<&'static str
     if name.len() > NAME_MAX {
         return None;
     }
-    let ranked = known.iter().map(|&k| (edits(name.as_bytes(), k.as_bytes()), k));
+    let ranked = known
+        .iter()
+        .map(|&k| (edits(name.as_bytes(), k.as_bytes()), k));
     let (distance, nearest) = ranked.min_by_key(|&(distance, _)| distance)?;
     (distance <= (nearest.len() / 2).max(1)).then_some(nearest)
 }
@@ -192,13 +218,20 @@ mod tests {
             ("18446744073709551615d", None),
         ];
         for (text, expected) in cases {
-            assert_eq!(duration(text), expected.map(Duration::from_millis), "{text}");
+            assert_eq!(
+                duration(text),
+                expected.map(Duration::from_millis),
+                "{text}"
+            );
         }
     }
 
     #[test]
     fn everything_that_a_put_may_say_is_understood() {
-        let query = KeyQuery::parse(Some("w=all&ttl=10m&sloppy=true&deadline=250ms&durability=fsync"), PUT);
+        let query = KeyQuery::parse(
+            Some("w=all&ttl=10m&sloppy=true&deadline=250ms&durability=fsync"),
+            PUT,
+        );
         let expected = KeyQuery {
             quorum: Some(Quorum::All),
             ttl: Some(Duration::from_secs(600)),
@@ -208,7 +241,12 @@ mod tests {
             wait: None,
         };
         assert_eq!(query.ok(), Some(expected));
-        assert_eq!(KeyQuery::parse(Some("r=%6fne&"), READ).ok().and_then(|q| q.quorum), Some(Quorum::One));
+        assert_eq!(
+            KeyQuery::parse(Some("r=%6fne&"), READ)
+                .ok()
+                .and_then(|q| q.quorum),
+            Some(Quorum::One)
+        );
     }
 
     #[test]
@@ -221,9 +259,25 @@ mod tests {
         ];
         for (query, expected) in cases {
             let refused = KeyQuery::parse(Some(query), PUT).expect_err(query);
-            assert!(refused.detail.contains(expected), "{query}: {}", refused.detail);
+            assert!(
+                refused.detail.contains(expected),
+                "{query}: {}",
+                refused.detail
+            );
         }
-        for bad in ["w=0", "w=+1", "w=257", "w=", "w", "ttl=0s", "ttl=40000d", "sloppy=yes", "durability=os", "w=1&w=2", "w=%zz"] {
+        for bad in [
+            "w=0",
+            "w=+1",
+            "w=257",
+            "w=",
+            "w",
+            "ttl=0s",
+            "ttl=40000d",
+            "sloppy=yes",
+            "durability=os",
+            "w=1&w=2",
+            "w=%zz",
+        ] {
             assert!(KeyQuery::parse(Some(bad), PUT).is_err(), "{bad}");
         }
     }

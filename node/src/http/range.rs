@@ -9,31 +9,36 @@ pub(super) enum Asked {
     /// All of it.
     Whole,
     /// These bytes, both inclusive, within the value.
-    Part {
-        first: u64,
-        last: u64,
-    },
+    Part { first: u64, last: u64 },
     /// Bytes that it does not have.
     Unsatisfiable,
 }
 
 /// Reads a `Range` header against a value of `len` bytes.
 pub(super) fn parse(value: &HeaderValue, len: u64) -> Asked {
-    let Ok(text) = value.to_str() else { return Asked::Whole };
-    let Some((unit, set)) = text.split_once('=') else { return Asked::Whole };
+    let Ok(text) = value.to_str() else {
+        return Asked::Whole;
+    };
+    let Some((unit, set)) = text.split_once('=') else {
+        return Asked::Whole;
+    };
     if !unit.trim().eq_ignore_ascii_case("bytes") || set.contains(',') {
         return Asked::Whole;
     }
-    let Some((first, last)) = set.trim().split_once('-') else { return Asked::Whole };
+    let Some((first, last)) = set.trim().split_once('-') else {
+        return Asked::Whole;
+    };
     match (number(first), number(last)) {
-        (Some(None), Some(Some(suffix))) if suffix > 0 && len > 0 => {
-            Asked::Part { first: len.saturating_sub(suffix), last: len - 1 }
-        }
+        (Some(None), Some(Some(suffix))) if suffix > 0 && len > 0 => Asked::Part {
+            first: len.saturating_sub(suffix),
+            last: len - 1,
+        },
         (Some(None), Some(Some(_))) => Asked::Unsatisfiable,
         (Some(Some(first)), Some(Some(last))) if last < first => Asked::Whole,
-        (Some(Some(first)), Some(last)) if first < len => {
-            Asked::Part { first, last: last.unwrap_or(u64::MAX).min(len - 1) }
-        }
+        (Some(Some(first)), Some(last)) if first < len => Asked::Part {
+            first,
+            last: last.unwrap_or(u64::MAX).min(len - 1),
+        },
         (Some(Some(_)), Some(_)) => Asked::Unsatisfiable,
         _ => Asked::Whole,
     }
@@ -43,7 +48,9 @@ pub(super) fn parse(value: &HeaderValue, len: u64) -> Asked {
 fn number(text: &str) -> Option<Option<u64>> {
     match text {
         "" => Some(None),
-        digits if digits.bytes().all(|b| b.is_ascii_digit()) => Some(Some(digits.parse().unwrap_or(u64::MAX))),
+        digits if digits.bytes().all(|b| b.is_ascii_digit()) => {
+            Some(Some(digits.parse().unwrap_or(u64::MAX)))
+        }
         _ => None,
     }
 }
@@ -77,7 +84,11 @@ mod tests {
             ("bytes", 10, Asked::Whole),
         ];
         for &(text, len, expected) in cases {
-            assert_eq!(parse(&HeaderValue::from_static(text), len), expected, "{text} of {len}");
+            assert_eq!(
+                parse(&HeaderValue::from_static(text), len),
+                expected,
+                "{text} of {len}"
+            );
         }
     }
 }

@@ -76,24 +76,41 @@ impl<'a> Heads<'a> {
             return Err(Problem::repeated_context());
         }
         match self.expect {
-            Some(value) if !value.as_bytes().eq_ignore_ascii_case(b"100-continue") => Err(Problem::expectation()),
+            Some(value) if !value.as_bytes().eq_ignore_ascii_case(b"100-continue") => {
+                Err(Problem::expectation())
+            }
             _ => Ok(()),
         }
     }
 
     /// How long the request may take: what query and header ask for, the smaller one of the two.
-    pub(super) fn deadline(&self, asked: Option<Duration>, usual: Duration, max: Duration) -> Result<Duration, Refused> {
+    pub(super) fn deadline(
+        &self,
+        asked: Option<Duration>,
+        usual: Duration,
+        max: Duration,
+    ) -> Result<Duration, Refused> {
         let header = match self.deadline.map(HeaderValue::to_str) {
             None => None,
             Some(Ok(text)) => Some(query::deadline(text)?),
-            Some(Err(_)) => return Err(Problem::bad_parameter("X-Torc-Deadline", "?", "a time such as 250ms or 2s")),
+            Some(Err(_)) => {
+                return Err(Problem::bad_parameter(
+                    "X-Torc-Deadline",
+                    "?",
+                    "a time such as 250ms or 2s",
+                ));
+            }
         };
         let wanted = match (asked, header) {
             (Some(a), Some(b)) => a.min(b),
             (Some(only), None) | (None, Some(only)) => only,
             (None, None) => return Ok(usual),
         };
-        if wanted > max { Err(Problem::deadline_too_long(wanted, max)) } else { Ok(wanted) }
+        if wanted > max {
+            Err(Problem::deadline_too_long(wanted, max))
+        } else {
+            Ok(wanted)
+        }
     }
 }
 
@@ -106,14 +123,24 @@ pub(super) struct Ids {
 
 impl Ids {
     pub(super) fn new() -> Self {
-        Self { base: rand::random(), next: AtomicU64::new(0) }
+        Self {
+            base: rand::random(),
+            next: AtomicU64::new(0),
+        }
     }
 
     /// The request's id in logs: `X-Request-Id` where it is fit, else the trace id of a W3C `traceparent`,
     /// else a new one of 16 hexadecimal digits.
     pub(super) fn of(&self, heads: &Heads<'_>) -> Bytes {
-        let given = heads.request_id.map(HeaderValue::as_bytes).filter(|id| is_fit(id));
-        let given = given.or_else(|| heads.traceparent.and_then(|value| trace_id(value.as_bytes())));
+        let given = heads
+            .request_id
+            .map(HeaderValue::as_bytes)
+            .filter(|id| is_fit(id));
+        let given = given.or_else(|| {
+            heads
+                .traceparent
+                .and_then(|value| trace_id(value.as_bytes()))
+        });
         given.map_or_else(|| self.mint(), Bytes::copy_from_slice)
     }
 
@@ -121,7 +148,9 @@ impl Ids {
         const DIGITS: &[u8; 16] = b"0123456789abcdef";
         // An odd multiplier is a bijection: distinct counts make distinct ids.
         let count = self.next.fetch_add(1, Ordering::Relaxed);
-        let id = self.base.wrapping_add(count.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let id = self
+            .base
+            .wrapping_add(count.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let mut text = [0_u8; 16];
         for (at, digit) in text.iter_mut().enumerate() {
             *digit = DIGITS[(id >> (60 - 4 * at)) as usize & 15];
@@ -138,7 +167,8 @@ fn is_fit(id: &[u8]) -> bool {
 fn trace_id(value: &[u8]) -> Option<&[u8]> {
     let is_hex = |part: &[u8]| part.iter().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
     let mut parts = value.split(|&b| b == b'-');
-    let (version, trace, parent, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+    let (version, trace, parent, flags) =
+        (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
     let lengths = (version.len(), trace.len(), parent.len(), flags.len()) == (2, 32, 16, 2);
     let plain = [version, trace, parent, flags].into_iter().all(is_hex);
     // Version 0 ends after the flags; later ones may go on. ff is forbidden, and so are ids of zeros.
@@ -152,11 +182,16 @@ fn trace_id(value: &[u8]) -> Option<&[u8]> {
 pub(super) fn accepts(accept: Option<&HeaderValue>, offered: &[&str]) -> Option<usize> {
     let Some(accept) = accept else { return Some(0) };
     // What cannot be read is treated as absent, as RFC 9110 leaves it to the server.
-    let Ok(accept) = accept.to_str() else { return Some(0) };
+    let Ok(accept) = accept.to_str() else {
+        return Some(0);
+    };
     if accept.trim().is_empty() {
         return Some(0);
     }
-    let weights = offered.iter().enumerate().map(|(at, media)| (weight(accept, media), at));
+    let weights = offered
+        .iter()
+        .enumerate()
+        .map(|(at, media)| (weight(accept, media), at));
     let (weight, at) = weights.max_by_key(|&(weight, at)| (weight, std::cmp::Reverse(at)))?;
     (weight > 0).then_some(at)
 }
@@ -175,7 +210,9 @@ fn weight(accept: &str, media: &str) -> u32 {
             _ => continue,
         };
         let q = fields.find_map(|f| f.strip_prefix("q=").or_else(|| f.strip_prefix("Q=")));
-        let q = q.map_or(1.0, |q| q.parse::<f32>().unwrap_or(1.0)).clamp(0.0, 1.0);
+        let q = q
+            .map_or(1.0, |q| q.parse::<f32>().unwrap_or(1.0))
+            .clamp(0.0, 1.0);
         if specificity > best.0 {
             best = (specificity, (q * 1_000.0) as u32);
         }
@@ -192,12 +229,18 @@ mod tests {
         let ids = Ids::new();
         let of = |name: &'static str, value: &str| {
             let mut headers = HeaderMap::new();
-            headers.insert(name, HeaderValue::from_bytes(value.as_bytes()).expect("a header value"));
+            headers.insert(
+                name,
+                HeaderValue::from_bytes(value.as_bytes()).expect("a header value"),
+            );
             String::from_utf8(ids.of(&Heads::scan(&headers)).to_vec()).expect("ASCII")
         };
         assert_eq!(of("x-request-id", "abc-1"), "abc-1");
         let trace = "0af7651916cd43dd8448eb211c80319c";
-        assert_eq!(of("traceparent", &format!("00-{trace}-b7ad6b7169203331-01")), trace);
+        assert_eq!(
+            of("traceparent", &format!("00-{trace}-b7ad6b7169203331-01")),
+            trace
+        );
         for bad in ["", "a b", "ü", &"x".repeat(TRACE_LEN_MAX + 1)] {
             assert_eq!(of("x-request-id", bad).len(), 16, "{bad}");
         }
@@ -217,7 +260,8 @@ mod tests {
     #[test]
     fn accept_is_weighed_by_its_most_specific_range() {
         let offered = ["application/json", "application/x-ndjson"];
-        let pick = |accept: &'static str| accepts(Some(&HeaderValue::from_static(accept)), &offered);
+        let pick =
+            |accept: &'static str| accepts(Some(&HeaderValue::from_static(accept)), &offered);
         assert_eq!(accepts(None, &offered), Some(0));
         assert_eq!(pick("*/*"), Some(0));
         assert_eq!(pick("application/x-ndjson"), Some(1));

@@ -13,14 +13,12 @@ use http::{HeaderName, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 
 use super::body::Body;
-use super::problem::{Problem, Refused};
+use super::problem::{Problem, Refused, TARGET_MAX};
 use super::request::Heads;
 use super::{Call, Guard, Side, admin, batch, compat, health, keys, list};
 use crate::metrics::Route;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-/// Longest path and query: a key of percent-escapes only, and room for a prefix of the same length.
-const TARGET_MAX: usize = 8 << 10;
 /// A request that takes longer is worth a line in the log.
 const SLOW: Duration = Duration::from_secs(1);
 
@@ -64,7 +62,14 @@ pub(super) async fn serve(guard: Guard, side: Side, request: Request<Incoming>) 
     let route = route(side, parts.uri.path(), &parts.method);
     let heads = Heads::scan(&parts.headers);
     let trace = facade.ids.of(&heads);
-    let call = Call { side, facade: &facade, guard: &guard, parts: &parts, heads, trace: trace.clone() };
+    let call = Call {
+        side,
+        facade: &facade,
+        guard: &guard,
+        parts: &parts,
+        heads,
+        trace: trace.clone(),
+    };
     let mut response = match dispatch(&call, route, body).await {
         Ok(response) => response,
         Err(refused) if is_compatible(route) => refused.into_compatible_response(),
@@ -82,7 +87,12 @@ pub(super) async fn serve(guard: Guard, side: Side, request: Request<Incoming>) 
     let took = started.elapsed();
     let status = response.status();
     let watching = guard.watching.load(Ordering::Relaxed);
-    facade.handle.metrics().on_http(route, &parts.method, status.as_u16(), (!watching).then_some(took));
+    facade.handle.metrics().on_http(
+        route,
+        &parts.method,
+        status.as_u16(),
+        (!watching).then_some(took),
+    );
     log(&call, (status, took), watching);
     response.map(|body| body.guarded(guard))
 }
@@ -91,10 +101,19 @@ fn is_compatible(route: Route) -> bool {
     matches!(route, Route::Compatible | Route::CacheStats)
 }
 
-async fn dispatch(call: &Call<'_>, route: Route, body: Incoming) -> Result<Response<Body>, Refused> {
+async fn dispatch(
+    call: &Call<'_>,
+    route: Route,
+    body: Incoming,
+) -> Result<Response<Body>, Refused> {
     call.heads.check(call.parts)?;
-    if call.parts.uri.path_and_query().is_some_and(|target| target.as_str().len() > TARGET_MAX) {
-        return Err(Problem::uri_too_long(TARGET_MAX));
+    if call
+        .parts
+        .uri
+        .path_and_query()
+        .is_some_and(|target| target.as_str().len() > TARGET_MAX)
+    {
+        return Err(Problem::uri_too_long());
     }
     match route {
         Route::Key | Route::Bucket | Route::Batch | Route::Compatible => call.guard.place()?,
@@ -107,7 +126,9 @@ async fn dispatch(call: &Call<'_>, route: Route, body: Incoming) -> Result<Respo
         Route::Batch => batch::serve(call, body).await,
         Route::Compatible => compat::serve(call, body).await,
         Route::None => Err(Problem::no_route(call.parts.uri.path())),
-        _ if !matches!(call.parts.method, Method::GET | Method::HEAD) => Err(Problem::method("GET, HEAD")),
+        _ if !matches!(call.parts.method, Method::GET | Method::HEAD) => {
+            Err(Problem::method("GET, HEAD"))
+        }
         Route::CacheStats => Ok(compat::cache_stats()),
         Route::Page => Ok(health::page(handle, call.side)),
         Route::HealthLive => Ok(health::live()),
@@ -124,8 +145,14 @@ async fn dispatch(call: &Call<'_>, route: Route, body: Incoming) -> Result<Respo
 /// An answer to `HEAD`: the same head, the length that the body would have, and no body.
 fn without_body(response: Response<Body>) -> Response<Body> {
     let (mut parts, body) = response.into_parts();
-    let silent = matches!(parts.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-    if let Some(len) = body.len().filter(|_| !silent && !parts.headers.contains_key(CONTENT_LENGTH)) {
+    let silent = matches!(
+        parts.status,
+        StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
+    );
+    if let Some(len) = body
+        .len()
+        .filter(|_| !silent && !parts.headers.contains_key(CONTENT_LENGTH))
+    {
         parts.headers.insert(CONTENT_LENGTH, HeaderValue::from(len));
     }
     Response::from_parts(parts, Body::empty())

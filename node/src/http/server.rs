@@ -40,7 +40,9 @@ const STREAMS_MAX: u32 = 256;
 #[derive(Debug, thiserror::Error)]
 pub enum HttpError {
     /// An address cannot be listened on.
-    #[error("cannot listen on {address} for the {listener} listener: {source}; choose another address with --{flag}")]
+    #[error(
+        "cannot listen on {address} for the {listener} listener: {source}; choose another address with --{flag}"
+    )]
     Bind {
         /// `data` or `admin`.
         listener: &'static str,
@@ -81,9 +83,17 @@ pub async fn serve(handle: Handle, stop: watch::Receiver<bool>) -> Result<Server
     let settings = handle.settings();
     let data = bind("data", "http", settings.http).await?;
     let admin = bind("admin", "admin", settings.admin).await?;
-    let addresses = BoundAddresses { http: data.1, admin: admin.1 };
+    let addresses = BoundAddresses {
+        http: data.1,
+        admin: admin.1,
+    };
     let facade = Arc::new(Facade::new(handle));
-    let data = tokio::spawn(listen(data.0, Side::Data, Arc::clone(&facade), stop.clone()));
+    let data = tokio::spawn(listen(
+        data.0,
+        Side::Data,
+        Arc::clone(&facade),
+        stop.clone(),
+    ));
     let admin = tokio::spawn(listen(admin.0, Side::Admin, facade, stop));
     let done = tokio::spawn(async move {
         // A listener that panicked has said so; the other one still ends in order.
@@ -98,7 +108,12 @@ async fn bind(
     flag: &'static str,
     address: SocketAddr,
 ) -> Result<(TcpListener, SocketAddr), HttpError> {
-    let fail = |source| HttpError::Bind { listener, flag, address, source };
+    let fail = |source| HttpError::Bind {
+        listener,
+        flag,
+        address,
+        source,
+    };
     let socket = TcpListener::bind(address).await.map_err(fail)?;
     let bound = socket.local_addr().map_err(fail)?;
     Ok((socket, bound))
@@ -123,7 +138,12 @@ impl Drop for Counted {
     }
 }
 
-async fn listen(socket: TcpListener, side: Side, facade: Arc<Facade>, mut stop: watch::Receiver<bool>) {
+async fn listen(
+    socket: TcpListener,
+    side: Side,
+    facade: Arc<Facade>,
+    mut stop: watch::Receiver<bool>,
+) {
     let limits = &facade.handle.settings().limits;
     let open = Arc::new(AtomicUsize::new(0));
     let refusals = Arc::new(AtomicUsize::new(0));
@@ -148,20 +168,34 @@ async fn listen(socket: TcpListener, side: Side, facade: Arc<Facade>, mut stop: 
         let _ = stream.set_nodelay(true);
         let Some(counted) = Counted::below(&open, limits.connections) else {
             facade.handle.metrics().on_shed(Shed::Connections);
-            refuse(stream, Counted::below(&refusals, REFUSALS_MAX), limits.connections);
+            refuse(
+                stream,
+                Counted::below(&refusals, REFUSALS_MAX),
+                limits.connections,
+            );
             continue;
         };
         let (facade, stop, alive) = (Arc::clone(&facade), stop.clone(), alive.clone());
-        facade.handle.metrics().on_connections(side == Side::Admin, 1);
+        facade
+            .handle
+            .metrics()
+            .on_connections(side == Side::Admin, 1);
         tokio::spawn(async move {
             connection(stream, side, &facade, stop).await;
-            facade.handle.metrics().on_connections(side == Side::Admin, -1);
+            facade
+                .handle
+                .metrics()
+                .on_connections(side == Side::Admin, -1);
             drop((counted, alive));
         });
     }
     drop((socket, alive));
     // Connections cut themselves off at the deadline; the margin is for a machine that is very busy.
-    let _ = timeout(limits.shutdown + LINGER + Duration::from_secs(1), all_gone.recv()).await;
+    let _ = timeout(
+        limits.shutdown + LINGER + Duration::from_secs(1),
+        all_gone.recv(),
+    )
+    .await;
 }
 
 /// Accepted, told that it is one too many, and closed: better than a connection that hangs in the backlog.
@@ -169,7 +203,8 @@ fn refuse(stream: TcpStream, lingering: Option<Counted>, limit: usize) {
     let Some(lingering) = lingering else { return };
     tokio::spawn(async move {
         let io = Guarded::new(stream, Arc::new(Conn::new()), 0);
-        io.close(Some(problem::for_connection_limit(limit)), LINGER).await;
+        io.close(Some(problem::for_connection_limit(limit)), LINGER)
+            .await;
         drop(lingering);
     });
 }
@@ -190,7 +225,12 @@ enum End {
     Cut,
 }
 
-async fn connection(stream: TcpStream, side: Side, facade: &Arc<Facade>, mut stop: watch::Receiver<bool>) {
+async fn connection(
+    stream: TcpStream,
+    side: Side,
+    facade: &Arc<Facade>,
+    mut stop: watch::Receiver<bool>,
+) {
     let limits = &facade.handle.settings().limits;
     let conn = Arc::new(Conn::new());
     let mut io = Guarded::new(stream, Arc::clone(&conn), limits.header_bytes);
@@ -208,18 +248,29 @@ async fn connection(stream: TcpStream, side: Side, facade: &Arc<Facade>, mut sto
         let guard = Guard::new(Arc::clone(facade), Arc::clone(&conn));
         async move { Ok::<_, Infallible>(router::serve(guard, side, request).await) }
     });
-    let mut watched = Watched { conn: &conn, limits, stop };
+    let mut watched = Watched {
+        conn: &conn,
+        limits,
+        stop,
+    };
     let end = if http2 {
         let served = http2_builder(limits).serve_connection(TokioIo::new(&mut io), requests);
         tokio::pin!(served);
-        watched.drive(served, http2::Connection::graceful_shutdown).await
+        watched
+            .drive(served, http2::Connection::graceful_shutdown)
+            .await
     } else {
         let served = http1_builder(limits).serve_connection(TokioIo::new(&mut io), requests);
         tokio::pin!(served);
-        watched.drive(served, http1::Connection::graceful_shutdown).await
+        watched
+            .drive(served, http1::Connection::graceful_shutdown)
+            .await
     };
     match end {
-        End::HeadTooSlow => io.close(Some(problem::for_slow_head(limits.header_timeout)), LINGER).await,
+        End::HeadTooSlow => {
+            io.close(Some(problem::for_slow_head(limits.header_timeout)), LINGER)
+                .await
+        }
         End::Done if !io.at_eof() => io.close(None, LINGER).await,
         End::Done | End::Cut => {}
     }
@@ -228,7 +279,9 @@ async fn connection(stream: TcpStream, side: Side, facade: &Arc<Facade>, mut sto
 fn http1_builder(limits: &Limits) -> http1::Builder {
     let mut builder = http1::Builder::new();
     // Time-outs are the watchdog's: hyper's own takes a timer for each request and closes without a word.
-    builder.header_read_timeout(None).max_header_size(limits.header_bytes);
+    builder
+        .header_read_timeout(None)
+        .max_header_size(limits.header_bytes);
     builder
 }
 
@@ -262,7 +315,10 @@ impl Watched<'_> {
         let watchdog = sleep_until(Instant::now() + self.limits.header_timeout);
         tokio::pin!(watchdog);
         let mut cut_at = None;
-        let mut idle = Idle { since: Instant::now(), served: 0 };
+        let mut idle = Idle {
+            since: Instant::now(),
+            served: 0,
+        };
         loop {
             tokio::select! {
                 biased;
@@ -304,7 +360,10 @@ struct Idle {
 impl Idle {
     fn is_over(&mut self, conn: &Conn, now: Instant) -> bool {
         if conn.served() != self.served {
-            *self = Self { since: now, served: conn.served() };
+            *self = Self {
+                since: now,
+                served: conn.served(),
+            };
         }
         now.duration_since(self.since) >= IDLE_MAX
     }

@@ -23,7 +23,8 @@ impl Texts {
     }
 
     fn take(&mut self) -> HeaderValue {
-        HeaderValue::from_maybe_shared(self.0.split().freeze()).unwrap_or(HeaderValue::from_static("-"))
+        HeaderValue::from_maybe_shared(self.0.split().freeze())
+            .unwrap_or(HeaderValue::from_static("-"))
     }
 
     pub(super) fn date(&mut self, at: SystemTime) -> HeaderValue {
@@ -53,7 +54,10 @@ pub(super) struct Scope<'a> {
 impl Scope<'_> {
     pub(super) fn header(&self, version: Version) -> HeaderValue {
         // Only a context with too many dots cannot be written, and this one has none.
-        let text = self.codec.encode(self.bucket, self.key, &Context::Version(version)).unwrap_or_default();
+        let text = self
+            .codec
+            .encode(self.bucket, self.key, &Context::Version(version))
+            .unwrap_or_default();
         value(text)
     }
 
@@ -141,7 +145,10 @@ fn digest_of(tag: &[u8]) -> Option<Digest> {
 
 /// Whether `If-Range` names this state: a strong entity tag. Dates of seconds are no strong validators.
 pub(super) fn if_range_matches(value: &HeaderValue, digest: &Digest) -> bool {
-    each(value.as_bytes(), &mut |tag| matches!(tag, Tag::Strong(text) if digest_of(text) == Some(*digest)))
+    each(
+        value.as_bytes(),
+        &mut |tag| matches!(tag, Tag::Strong(text) if digest_of(text) == Some(*digest)),
+    )
 }
 
 /// Walks over a list of entity tags until `test` says yes; ends at the first thing that is none.
@@ -162,9 +169,15 @@ fn each(mut list: &[u8], test: &mut impl FnMut(Tag<'_>) -> bool) -> bool {
             [b'"', rest @ ..] => (false, rest),
             _ => return false,
         };
-        let Some(end) = quoted.iter().position(|&b| b == b'"') else { return false };
+        let Some(end) = quoted.iter().position(|&b| b == b'"') else {
+            return false;
+        };
         let text = &quoted[..end];
-        if test(if weak { Tag::Weak(text) } else { Tag::Strong(text) }) {
+        if test(if weak {
+            Tag::Weak(text)
+        } else {
+            Tag::Strong(text)
+        }) {
             return true;
         }
         list = &quoted[end + 1..];

@@ -39,8 +39,14 @@ impl Facade {
         change(&mut settings);
         let backend = Backend::start(Arc::new(settings));
         let (stop, stopping) = watch::channel(false);
-        let servers = serve(backend.handle.clone(), stopping).await.expect("ports are free");
-        Self { backend, servers, stop }
+        let servers = serve(backend.handle.clone(), stopping)
+            .await
+            .expect("ports are free");
+        Self {
+            backend,
+            servers,
+            stop,
+        }
     }
 
     async fn client(&self) -> Client {
@@ -52,7 +58,13 @@ impl Facade {
     }
 
     /// One request on a connection of its own.
-    async fn ask(&self, method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
+    async fn ask(
+        &self,
+        method: &str,
+        target: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> Answer {
         self.client().await.ask(method, target, headers, body).await
     }
 
@@ -71,7 +83,10 @@ impl Facade {
 async fn until(what: &str, mut done: impl FnMut() -> bool) {
     let deadline = tokio::time::Instant::now() + PATIENCE;
     while !done() {
-        assert!(tokio::time::Instant::now() < deadline, "{what}: not within {PATIENCE:?}");
+        assert!(
+            tokio::time::Instant::now() < deadline,
+            "{what}: not within {PATIENCE:?}"
+        );
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }

@@ -22,22 +22,35 @@ impl Process {
         let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
         let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
         // The command's name, in brackets, may hold anything; fields are counted after it, from state = 3.
-        let fields: Vec<&str> = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace().collect();
+        let fields: Vec<&str> = stat
+            .rsplit_once(')')
+            .map_or("", |(_, rest)| rest)
+            .split_whitespace()
+            .collect();
         let ticks = |number: usize| fields.get(number - 3)?.parse::<f64>().ok();
         Self {
-            cpu_seconds: ticks(14).zip(ticks(15)).map(|(user, system)| (user + system) / TICKS),
+            cpu_seconds: ticks(14)
+                .zip(ticks(15))
+                .map(|(user, system)| (user + system) / TICKS),
             resident_bytes: kib(&status, "VmRSS:"),
             virtual_bytes: kib(&status, "VmSize:"),
-            open_fds: fs::read_dir("/proc/self/fd").ok().map(|dir| dir.count() as u64),
+            open_fds: fs::read_dir("/proc/self/fd")
+                .ok()
+                .map(|dir| dir.count() as u64),
             max_fds: max_fds(),
             threads: field(&status, "Threads:").and_then(|text| text.parse().ok()),
-            start_seconds: ticks(22).zip(boot_seconds()).map(|(since_boot, boot)| boot + since_boot / TICKS),
+            start_seconds: ticks(22)
+                .zip(boot_seconds())
+                .map(|(since_boot, boot)| boot + since_boot / TICKS),
         }
     }
 }
 
 fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
-    text.lines().find_map(|line| line.strip_prefix(name))?.split_whitespace().next()
+    text.lines()
+        .find_map(|line| line.strip_prefix(name))?
+        .split_whitespace()
+        .next()
 }
 
 fn kib(status: &str, name: &str) -> Option<u64> {
@@ -45,12 +58,20 @@ fn kib(status: &str, name: &str) -> Option<u64> {
 }
 
 fn boot_seconds() -> Option<f64> {
-    field(&fs::read_to_string("/proc/stat").ok()?, "btime ")?.parse().ok()
+    field(&fs::read_to_string("/proc/stat").ok()?, "btime ")?
+        .parse()
+        .ok()
 }
 
 fn max_fds() -> Option<u64> {
     let limits = fs::read_to_string("/proc/self/limits").ok()?;
-    limits.lines().find_map(|line| line.strip_prefix("Max open files"))?.split_whitespace().next()?.parse().ok()
+    limits
+        .lines()
+        .find_map(|line| line.strip_prefix("Max open files"))?
+        .split_whitespace()
+        .next()?
+        .parse()
+        .ok()
 }
 
 #[cfg(test)]
@@ -60,10 +81,23 @@ mod tests {
     #[test]
     fn the_kernel_knows_this_process() {
         let process = Process::read();
-        assert!(process.resident_bytes.is_some_and(|bytes| bytes > 1 << 20), "{process:?}");
+        assert!(
+            process.resident_bytes.is_some_and(|bytes| bytes > 1 << 20),
+            "{process:?}"
+        );
         assert!(process.open_fds.is_some_and(|fds| fds >= 3), "{process:?}");
-        assert!(process.threads.is_some_and(|threads| threads >= 1), "{process:?}");
-        assert!(process.start_seconds.is_some_and(|at| at > 1_600_000_000.0), "{process:?}");
-        assert!(process.cpu_seconds.is_some() && process.max_fds.is_some() && process.virtual_bytes.is_some());
+        assert!(
+            process.threads.is_some_and(|threads| threads >= 1),
+            "{process:?}"
+        );
+        assert!(
+            process.start_seconds.is_some_and(|at| at > 1_600_000_000.0),
+            "{process:?}"
+        );
+        assert!(
+            process.cpu_seconds.is_some()
+                && process.max_fds.is_some()
+                && process.virtual_bytes.is_some()
+        );
     }
 }

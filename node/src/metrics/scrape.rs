@@ -45,7 +45,10 @@ impl Scrape {
             view: handle.view(),
             state: handle.state(),
             node: handle.node(),
-            rtt: peers.into_iter().filter_map(|peer| Some((peer.node, peer.rtt?))).collect(),
+            rtt: peers
+                .into_iter()
+                .filter_map(|peer| Some((peer.node, peer.rtt?)))
+                .collect(),
             store: parts.map(|parts| parts.store.properties()),
             process: Process::read(),
         }
@@ -71,35 +74,73 @@ impl Scrape {
 
     fn counted(&self, out: &mut Out<'_>) -> fmt::Result {
         let m = &self.metrics;
-        let mut http = out.family("torc_http_requests", "Requests answered, of both listeners", MetricType::Counter)?;
+        let mut http = out.family(
+            "torc_http_requests",
+            "Requests answered, of both listeners",
+            MetricType::Counter,
+        )?;
         for (method, route, status, count) in m.http.snapshot() {
-            let labels = [("method", method), ("route", route), ("status", status.as_str())];
+            let labels = [
+                ("method", method),
+                ("route", route),
+                ("status", status.as_str()),
+            ];
             counter(&mut http.encode_family(&labels)?, count)?;
         }
         let help = "Seconds from a request's head to its answer's head";
         out.histogram("torc_http_request_seconds", help, &m.http_seconds, MICROS)?;
-        let mut open = out.family("torc_http_connections", "Connections that are open", MetricType::Gauge)?;
+        let mut open = out.family(
+            "torc_http_connections",
+            "Connections that are open",
+            MetricType::Gauge,
+        )?;
         for (listener, count) in ["data", "admin"].iter().zip(&m.connections) {
-            open.encode_family(&[("listener", *listener)])?.encode_gauge(&count.value())?;
+            open.encode_family(&[("listener", *listener)])?
+                .encode_gauge(&count.value())?;
         }
-        out.words("torc_shed", "Work refused early", "reason", &m.shed.snapshot())?;
+        out.words(
+            "torc_shed",
+            "Work refused early",
+            "reason",
+            &m.shed.snapshot(),
+        )?;
         self.coordinated(out)?;
-        let mut replica = out.family("torc_replica_ops", "What this replica was asked", MetricType::Counter)?;
+        let mut replica = out.family(
+            "torc_replica_ops",
+            "What this replica was asked",
+            MetricType::Counter,
+        )?;
         for (op, _, outcome, count) in m.replica.snapshot() {
-            counter(&mut replica.encode_family(&[("op", op), ("outcome", outcome)])?, count)?;
+            counter(
+                &mut replica.encode_family(&[("op", op), ("outcome", outcome)])?,
+                count,
+            )?;
         }
         let help = "Seconds from the write to durable, of one group commit";
-        out.histogram("torc_replica_commit_seconds", help, &m.commit_seconds, MICROS)?;
+        out.histogram(
+            "torc_replica_commit_seconds",
+            help,
+            &m.commit_seconds,
+            MICROS,
+        )?;
         let help = "Batches that one group commit made durable";
         out.histogram("torc_commit_batch_size", help, &m.commit_batch, 1.0)
     }
 
     fn coordinated(&self, out: &mut Out<'_>) -> fmt::Result {
         let m = &self.metrics;
-        let mut ops = out.family("torc_coordinator_ops", "Operations that this node coordinated", MetricType::Counter)?;
+        let mut ops = out.family(
+            "torc_coordinator_ops",
+            "Operations that this node coordinated",
+            MetricType::Counter,
+        )?;
         for (op, required, outcome, count) in m.coordinated.snapshot() {
             let required = required.to_string();
-            let labels = [("op", op), ("consistency", required.as_str()), ("outcome", outcome)];
+            let labels = [
+                ("op", op),
+                ("consistency", required.as_str()),
+                ("outcome", outcome),
+            ];
             counter(&mut ops.encode_family(&labels)?, count)?;
         }
         let help = "Seconds from a request's arrival at the shard to its reply";
@@ -107,10 +148,21 @@ impl Scrape {
         for (op, times) in TIMED.iter().zip(&m.coordinator_seconds) {
             histogram(&mut seconds.encode_family(&[("op", *op)])?, times, MICROS)?;
         }
-        out.counter("torc_hedged_reads", "Reads that asked one replica more", &m.hedged)?;
-        let mut repairs = out.family("torc_read_repairs", "Reads that found replicas differ", MetricType::Counter)?;
+        out.counter(
+            "torc_hedged_reads",
+            "Reads that asked one replica more",
+            &m.hedged,
+        )?;
+        let mut repairs = out.family(
+            "torc_read_repairs",
+            "Reads that found replicas differ",
+            MetricType::Counter,
+        )?;
         for (mode, count) in MODES.iter().zip(&m.read_repairs) {
-            counter(&mut repairs.encode_family(&[("mode", *mode)])?, count.value())?;
+            counter(
+                &mut repairs.encode_family(&[("mode", *mode)])?,
+                count.value(),
+            )?;
         }
         let help = "Equal versions with different values were merged: a fault";
         out.counter("torc_version_collisions", help, &m.collisions)
@@ -121,70 +173,162 @@ impl Scrape {
         let help = "Round trip of the network to the peer, smoothed";
         let mut rtt = out.family("torc_peer_rtt_seconds", help, MetricType::Gauge)?;
         for &(peer, time) in &self.rtt {
-            rtt.encode_family(&[("peer", self.name(peer))])?.encode_gauge(&time.as_secs_f64())?;
+            rtt.encode_family(&[("peer", self.name(peer))])?
+                .encode_gauge(&time.as_secs_f64())?;
         }
         let help = "Seconds from a coordinator's request to the peer's reply";
         let mut replies = out.family("torc_peer_reply_seconds", help, MetricType::Histogram)?;
         for (peer, times) in m.peer_reply.snapshot() {
-            histogram(&mut replies.encode_family(&[("peer", self.name(peer))])?, &times, MICROS)?;
+            histogram(
+                &mut replies.encode_family(&[("peer", self.name(peer))])?,
+                &times,
+                MICROS,
+            )?;
         }
-        let mut bytes = out.family("torc_peer_bytes", "Payload of peer connections", MetricType::Counter)?;
+        let mut bytes = out.family(
+            "torc_peer_bytes",
+            "Payload of peer connections",
+            MetricType::Counter,
+        )?;
         for (peer, counts) in m.peer_bytes.snapshot() {
             for (direction, count) in ["out", "in"].iter().zip(counts.iter()) {
-                let labels = [("direction", (*direction).to_owned()), ("peer", self.name(peer))];
+                let labels = [
+                    ("direction", (*direction).to_owned()),
+                    ("peer", self.name(peer)),
+                ];
                 counter(&mut bytes.encode_family(&labels)?, count.value())?;
             }
         }
         let help = "Connections and messages of peers that were not accepted";
-        out.words("torc_peer_refused", help, "reason", &m.peer_refused.snapshot())?;
-        let mut drift = out.family("torc_clock_drift_seconds", "Offset of the peer's clock from this node's", MetricType::Gauge)?;
+        out.words(
+            "torc_peer_refused",
+            help,
+            "reason",
+            &m.peer_refused.snapshot(),
+        )?;
+        let mut drift = out.family(
+            "torc_clock_drift_seconds",
+            "Offset of the peer's clock from this node's",
+            MetricType::Gauge,
+        )?;
         for &(peer, micros) in &self.state.drift {
-            drift.encode_family(&[("peer", self.name(peer))])?.encode_gauge(&(micros as f64 / MICROS))?;
+            drift
+                .encode_family(&[("peer", self.name(peer))])?
+                .encode_gauge(&(micros as f64 / MICROS))?;
         }
         Ok(())
     }
 
     fn hints(&self, out: &mut Out<'_>) -> fmt::Result {
         let m = &self.metrics;
-        let mut waiting = out.family("torc_hints_waiting", "Hints that wait for their target", MetricType::Gauge)?;
+        let mut waiting = out.family(
+            "torc_hints_waiting",
+            "Hints that wait for their target",
+            MetricType::Gauge,
+        )?;
         for &(target, count, _) in &self.state.hints {
-            waiting.encode_family(&[("target", self.name(target))])?.encode_gauge(&(count as i64))?;
+            waiting
+                .encode_family(&[("target", self.name(target))])?
+                .encode_gauge(&(count as i64))?;
         }
-        let mut bytes = out.family("torc_hint_bytes", "Bytes of the hints that wait", MetricType::Gauge)?;
+        let mut bytes = out.family(
+            "torc_hint_bytes",
+            "Bytes of the hints that wait",
+            MetricType::Gauge,
+        )?;
         for &(target, _, size) in &self.state.hints {
-            bytes.encode_family(&[("target", self.name(target))])?.encode_gauge(&(size as i64))?;
+            bytes
+                .encode_family(&[("target", self.name(target))])?
+                .encode_gauge(&(size as i64))?;
         }
         out.counter("torc_hints_stored", "Hints written", &m.hints_stored)?;
-        out.counter("torc_hints_delivered", "Hints that their target has acknowledged", &m.hints_delivered)?;
-        out.words("torc_hints_dropped", "Hints dropped by a bound", "reason", &m.hints_dropped.snapshot())
+        out.counter(
+            "torc_hints_delivered",
+            "Hints that their target has acknowledged",
+            &m.hints_delivered,
+        )?;
+        out.words(
+            "torc_hints_dropped",
+            "Hints dropped by a bound",
+            "reason",
+            &m.hints_dropped.snapshot(),
+        )
     }
 
     fn membership(&self, out: &mut Out<'_>) -> fmt::Result {
-        out.gauge("torc_ready", "1 when this node serves", f64::from(u8::from(self.state.not_ready.is_none())))?;
-        out.gauge("torc_disk_full", "1 when the disk is full and writes are refused", f64::from(u8::from(self.state.disk_full)))?;
-        out.gauge("torc_clock_trusted", "1 when this node's clock is within the allowed drift", f64::from(u8::from(self.state.clock_trusted)))?;
-        let Some(view) = &self.view else { return Ok(()) };
+        out.gauge(
+            "torc_ready",
+            "1 when this node serves",
+            f64::from(u8::from(self.state.not_ready.is_none())),
+        )?;
+        out.gauge(
+            "torc_disk_full",
+            "1 when the disk is full and writes are refused",
+            f64::from(u8::from(self.state.disk_full)),
+        )?;
+        out.gauge(
+            "torc_clock_trusted",
+            "1 when this node's clock is within the allowed drift",
+            f64::from(u8::from(self.state.clock_trusted)),
+        )?;
+        let Some(view) = &self.view else {
+            return Ok(());
+        };
         let (config, ring) = (&view.config, &view.ring);
         let dead = &self.state.dead;
-        let live = config.current.iter().filter(|member| !dead.contains(&member.id)).count();
-        out.gauge("torc_config_version", "Version of the config that is applied", config.version.0 as f64)?;
-        out.gauge("torc_nodes", "Members of the ring", config.current.len() as f64)?;
-        out.gauge("torc_nodes_live", "Members that this node believes to be alive, itself included", live as f64)?;
-        let Some(bucket) = config.bucket(DEFAULT_BUCKET) else { return Ok(()) };
+        let live = config
+            .current
+            .iter()
+            .filter(|member| !dead.contains(&member.id))
+            .count();
+        out.gauge(
+            "torc_config_version",
+            "Version of the config that is applied",
+            config.version.0 as f64,
+        )?;
+        out.gauge(
+            "torc_nodes",
+            "Members of the ring",
+            config.current.len() as f64,
+        )?;
+        out.gauge(
+            "torc_nodes_live",
+            "Members that this node believes to be alive, itself included",
+            live as f64,
+        )?;
+        let Some(bucket) = config.bucket(DEFAULT_BUCKET) else {
+            return Ok(());
+        };
         let help = "Share of all replicas of the bucket default that this node holds, 0 to 1";
         out.gauge("torc_ring_share", help, ring.share(bucket.n, self.node))?;
-        let mut partitions = out.family("torc_partitions", "Partitions of the bucket default by what this node has to do with them", MetricType::Gauge)?;
+        let mut partitions = out.family(
+            "torc_partitions",
+            "Partitions of the bucket default by what this node has to do with them",
+            MetricType::Gauge,
+        )?;
         let owned = ring.partitions_of(bucket.n, self.node).count() as i64;
         let foreign = i64::from(ring.partitions()) - owned;
-        partitions.encode_family(&[("state", "owned")])?.encode_gauge(&owned)?;
-        partitions.encode_family(&[("state", "foreign")])?.encode_gauge(&foreign)
+        partitions
+            .encode_family(&[("state", "owned")])?
+            .encode_gauge(&owned)?;
+        partitions
+            .encode_family(&[("state", "foreign")])?
+            .encode_gauge(&foreign)
     }
 
     fn store(&self, out: &mut Out<'_>) -> fmt::Result {
         let Some(p) = &self.store else { return Ok(()) };
         let counters = [
-            ("torc_rocksdb_block_cache_hits", "Blocks found in the cache", p.block_cache_hits),
-            ("torc_rocksdb_block_cache_misses", "Blocks not found in the cache", p.block_cache_misses),
+            (
+                "torc_rocksdb_block_cache_hits",
+                "Blocks found in the cache",
+                p.block_cache_hits,
+            ),
+            (
+                "torc_rocksdb_block_cache_misses",
+                "Blocks not found in the cache",
+                p.block_cache_misses,
+            ),
         ];
         for (name, help, count) in counters {
             counter(&mut out.family(name, help, MetricType::Counter)?, count)?;
@@ -194,14 +338,46 @@ impl Scrape {
         out.family("torc_rocksdb_stall_seconds", help, MetricType::Counter)?
             .encode_counter::<NoLabelSet, f64, f64>(&stalled, None)?;
         let gauges = [
-            ("torc_rocksdb_memtable_bytes", "Bytes of write buffers", p.memtable_bytes),
-            ("torc_rocksdb_compaction_debt_bytes", "Bytes that compaction has yet to rewrite, estimated", p.compaction_debt_bytes),
-            ("torc_rocksdb_stalled", "1 while writes are slowed down or stopped", u64::from(p.stalled)),
-            ("torc_rocksdb_block_cache_bytes", "Bytes in the block cache", p.block_cache_bytes),
-            ("torc_rocksdb_disk_bytes", "Bytes of tables on disk, without the log", p.disk_bytes),
-            ("torc_rocksdb_records", "Records, tombstones included, estimated", p.records),
-            ("torc_rocksdb_corrupt", "1 when RocksDB refuses writes because it met corrupt data", u64::from(p.corrupt)),
-            ("torc_disk_free_bytes", "Free bytes of the data directory's file system", p.free_bytes),
+            (
+                "torc_rocksdb_memtable_bytes",
+                "Bytes of write buffers",
+                p.memtable_bytes,
+            ),
+            (
+                "torc_rocksdb_compaction_debt_bytes",
+                "Bytes that compaction has yet to rewrite, estimated",
+                p.compaction_debt_bytes,
+            ),
+            (
+                "torc_rocksdb_stalled",
+                "1 while writes are slowed down or stopped",
+                u64::from(p.stalled),
+            ),
+            (
+                "torc_rocksdb_block_cache_bytes",
+                "Bytes in the block cache",
+                p.block_cache_bytes,
+            ),
+            (
+                "torc_rocksdb_disk_bytes",
+                "Bytes of tables on disk, without the log",
+                p.disk_bytes,
+            ),
+            (
+                "torc_rocksdb_records",
+                "Records, tombstones included, estimated",
+                p.records,
+            ),
+            (
+                "torc_rocksdb_corrupt",
+                "1 when RocksDB refuses writes because it met corrupt data",
+                u64::from(p.corrupt),
+            ),
+            (
+                "torc_disk_free_bytes",
+                "Free bytes of the data directory's file system",
+                p.free_bytes,
+            ),
         ];
         for (name, help, value) in gauges {
             out.gauge(name, help, value as f64)?;
@@ -212,16 +388,40 @@ impl Scrape {
     fn process(&self, out: &mut Out<'_>) -> fmt::Result {
         let p = &self.process;
         if let Some(seconds) = p.cpu_seconds {
-            let mut cpu = out.family("process_cpu_seconds", "CPU time, user and system", MetricType::Counter)?;
+            let mut cpu = out.family(
+                "process_cpu_seconds",
+                "CPU time, user and system",
+                MetricType::Counter,
+            )?;
             cpu.encode_counter::<NoLabelSet, f64, f64>(&seconds, None)?;
         }
         let gauges = [
-            ("process_resident_memory_bytes", "Resident memory", p.resident_bytes.map(|v| v as f64)),
-            ("process_virtual_memory_bytes", "Virtual memory", p.virtual_bytes.map(|v| v as f64)),
-            ("process_open_fds", "Open file descriptors", p.open_fds.map(|v| v as f64)),
-            ("process_max_fds", "Limit of open file descriptors", p.max_fds.map(|v| v as f64)),
+            (
+                "process_resident_memory_bytes",
+                "Resident memory",
+                p.resident_bytes.map(|v| v as f64),
+            ),
+            (
+                "process_virtual_memory_bytes",
+                "Virtual memory",
+                p.virtual_bytes.map(|v| v as f64),
+            ),
+            (
+                "process_open_fds",
+                "Open file descriptors",
+                p.open_fds.map(|v| v as f64),
+            ),
+            (
+                "process_max_fds",
+                "Limit of open file descriptors",
+                p.max_fds.map(|v| v as f64),
+            ),
             ("process_threads", "Threads", p.threads.map(|v| v as f64)),
-            ("process_start_time_seconds", "When the process started, in seconds since 1970", p.start_seconds),
+            (
+                "process_start_time_seconds",
+                "When the process started, in seconds since 1970",
+                p.start_seconds,
+            ),
         ];
         for (name, help, value) in gauges {
             if let Some(value) = value {
@@ -249,19 +449,34 @@ impl Collector for Scrape {
 struct Out<'a>(DescriptorEncoder<'a>);
 
 impl Out<'_> {
-    fn family<'s>(&'s mut self, name: &'s str, help: &str, kind: MetricType) -> Result<MetricEncoder<'s>, fmt::Error> {
+    fn family<'s>(
+        &'s mut self,
+        name: &'s str,
+        help: &str,
+        kind: MetricType,
+    ) -> Result<MetricEncoder<'s>, fmt::Error> {
         self.0.encode_descriptor(name, help, None, kind)
     }
 
     fn counter(&mut self, name: &str, help: &str, count: &Counter) -> fmt::Result {
-        counter(&mut self.family(name, help, MetricType::Counter)?, count.value())
+        counter(
+            &mut self.family(name, help, MetricType::Counter)?,
+            count.value(),
+        )
     }
 
     fn gauge(&mut self, name: &str, help: &str, value: f64) -> fmt::Result {
-        self.family(name, help, MetricType::Gauge)?.encode_gauge(&value)
+        self.family(name, help, MetricType::Gauge)?
+            .encode_gauge(&value)
     }
 
-    fn words(&mut self, name: &str, help: &str, label: &str, counts: &[(&'static str, u64)]) -> fmt::Result {
+    fn words(
+        &mut self,
+        name: &str,
+        help: &str,
+        label: &str,
+        counts: &[(&'static str, u64)],
+    ) -> fmt::Result {
         let mut family = self.family(name, help, MetricType::Counter)?;
         for (word, count) in counts {
             counter(&mut family.encode_family(&[(label, *word)])?, *count)?;
@@ -270,7 +485,11 @@ impl Out<'_> {
     }
 
     fn histogram(&mut self, name: &str, help: &str, values: &Histogram, unit: f64) -> fmt::Result {
-        histogram(&mut self.family(name, help, MetricType::Histogram)?, values, unit)
+        histogram(
+            &mut self.family(name, help, MetricType::Histogram)?,
+            values,
+            unit,
+        )
     }
 }
 

@@ -14,8 +14,8 @@ use super::Route;
 
 /// Upper bounds of time buckets in microseconds: 50 µs to 10 s, about doubling.
 pub(super) const TIME_BOUNDS: &[u64] = &[
-    50, 100, 200, 400, 800, 1_600, 3_200, 6_400, 12_500, 25_000, 50_000, 100_000, 200_000, 400_000, 800_000,
-    1_600_000, 3_200_000, 10_000_000,
+    50, 100, 200, 400, 800, 1_600, 3_200, 6_400, 12_500, 25_000, 50_000, 100_000, 200_000, 400_000,
+    800_000, 1_600_000, 3_200_000, 10_000_000,
 ];
 /// Upper bounds of the sizes of group commits.
 pub(super) const BATCH_BOUNDS: &[u64] = &[1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1_024];
@@ -62,7 +62,11 @@ pub struct Histogram {
 
 impl Histogram {
     pub(super) fn new(bounds: &'static [u64]) -> Self {
-        Self { bounds, counts: std::array::from_fn(|_| AtomicU64::new(0)), sum: AtomicU64::new(0) }
+        Self {
+            bounds,
+            counts: std::array::from_fn(|_| AtomicU64::new(0)),
+            sum: AtomicU64::new(0),
+        }
     }
 
     /// Counts one value, in microseconds where it is a time.
@@ -74,11 +78,22 @@ impl Histogram {
 
     /// Sum, count, and the count of each bucket with its upper bound, in units of `unit`.
     pub(super) fn snapshot(&self, unit: f64) -> (f64, u64, Vec<(f64, u64)>) {
-        let counts = self.counts.iter().map(|count| count.load(Ordering::Relaxed));
-        let bounds = self.bounds.iter().map(|&bound| bound as f64 / unit).chain([f64::MAX]);
+        let counts = self
+            .counts
+            .iter()
+            .map(|count| count.load(Ordering::Relaxed));
+        let bounds = self
+            .bounds
+            .iter()
+            .map(|&bound| bound as f64 / unit)
+            .chain([f64::MAX]);
         let buckets: Vec<_> = bounds.zip(counts).collect();
         let count = buckets.iter().map(|&(_, count)| count).sum();
-        (self.sum.load(Ordering::Relaxed) as f64 / unit, count, buckets)
+        (
+            self.sum.load(Ordering::Relaxed) as f64 / unit,
+            count,
+            buckets,
+        )
     }
 }
 
@@ -93,8 +108,15 @@ pub struct Tally {
 
 impl Tally {
     pub(super) fn new(ops: &'static [&'static str]) -> Self {
-        let ok = ops.iter().map(|_| std::array::from_fn(|_| AtomicU64::new(0))).collect();
-        Self { ops, ok, other: RwLock::default() }
+        let ok = ops
+            .iter()
+            .map(|_| std::array::from_fn(|_| AtomicU64::new(0)))
+            .collect();
+        Self {
+            ops,
+            ok,
+            other: RwLock::default(),
+        }
     }
 
     /// Counts one.
@@ -111,18 +133,31 @@ impl Tally {
             count.fetch_add(1, Ordering::Relaxed);
             return;
         }
-        self.other.write().entry(key).or_default().fetch_add(1, Ordering::Relaxed);
+        self.other
+            .write()
+            .entry(key)
+            .or_default()
+            .fetch_add(1, Ordering::Relaxed);
     }
 
     /// Everything that was counted.
     pub(super) fn snapshot(&self) -> Vec<(&'static str, u8, &'static str, u64)> {
         let mut all = Vec::new();
         for (op, row) in self.ops.iter().zip(&self.ok) {
-            let counted = row.iter().enumerate().map(|(required, n)| (required, n.load(Ordering::Relaxed)));
-            all.extend(counted.filter(|&(_, n)| n > 0).map(|(required, n)| (*op, required as u8, "ok", n)));
+            let counted = row
+                .iter()
+                .enumerate()
+                .map(|(required, n)| (required, n.load(Ordering::Relaxed)));
+            all.extend(
+                counted
+                    .filter(|&(_, n)| n > 0)
+                    .map(|(required, n)| (*op, required as u8, "ok", n)),
+            );
         }
         let other = self.other.read();
-        all.extend(other.iter().map(|(&(op, required, outcome), n)| (op, required, outcome, n.load(Ordering::Relaxed))));
+        all.extend(other.iter().map(|(&(op, required, outcome), n)| {
+            (op, required, outcome, n.load(Ordering::Relaxed))
+        }));
         all
     }
 }
@@ -137,11 +172,19 @@ impl ByName {
             known.fetch_add(count, Ordering::Relaxed);
             return;
         }
-        self.0.write().entry(name).or_default().fetch_add(count, Ordering::Relaxed);
+        self.0
+            .write()
+            .entry(name)
+            .or_default()
+            .fetch_add(count, Ordering::Relaxed);
     }
 
     pub(super) fn snapshot(&self) -> Vec<(&'static str, u64)> {
-        self.0.read().iter().map(|(name, count)| (*name, count.load(Ordering::Relaxed))).collect()
+        self.0
+            .read()
+            .iter()
+            .map(|(name, count)| (*name, count.load(Ordering::Relaxed)))
+            .collect()
     }
 }
 
@@ -154,26 +197,38 @@ pub(super) struct ByPeer<T> {
 
 impl<T> ByPeer<T> {
     pub(super) fn new(make: fn() -> T) -> Self {
-        Self { make, peers: RwLock::default() }
+        Self {
+            make,
+            peers: RwLock::default(),
+        }
     }
 
     pub(super) fn of(&self, peer: NodeId) -> Arc<T> {
         if let Some(known) = self.peers.read().get(&peer) {
             return Arc::clone(known);
         }
-        Arc::clone(self.peers.write().entry(peer).or_insert_with(|| Arc::new((self.make)())))
+        Arc::clone(
+            self.peers
+                .write()
+                .entry(peer)
+                .or_insert_with(|| Arc::new((self.make)())),
+        )
     }
 
     pub(super) fn snapshot(&self) -> Vec<(NodeId, Arc<T>)> {
-        self.peers.read().iter().map(|(peer, each)| (*peer, Arc::clone(each))).collect()
+        self.peers
+            .read()
+            .iter()
+            .map(|(peer, each)| (*peer, Arc::clone(each)))
+            .collect()
     }
 }
 
 const METHODS: [&str; 6] = ["GET", "HEAD", "PUT", "DELETE", "POST", "other"];
 /// Every status that the facade answers with; the last place is for any other.
 const STATUSES: [u16; 24] = [
-    200, 204, 206, 300, 304, 400, 404, 405, 406, 408, 409, 412, 413, 414, 415, 416, 417, 429, 431, 500, 501, 503,
-    507, 0,
+    200, 204, 206, 300, 304, 400, 404, 405, 406, 408, 409, 412, 413, 414, 415, 416, 417, 429, 431,
+    500, 501, 503, 507, 0,
 ];
 
 /// Requests by route, method and status: a table of atomics.
@@ -197,7 +252,10 @@ impl HttpCounts {
             Method::POST => 4,
             _ => 5,
         };
-        let status = STATUSES.iter().position(|&known| known == status).unwrap_or(STATUSES.len() - 1);
+        let status = STATUSES
+            .iter()
+            .position(|&known| known == status)
+            .unwrap_or(STATUSES.len() - 1);
         let at = (route as usize * METHODS.len() + method) * STATUSES.len() + status;
         self.0[at].fetch_add(1, Ordering::Relaxed);
     }
@@ -210,8 +268,15 @@ impl HttpCounts {
                 continue;
             }
             let (rest, status) = (at / STATUSES.len(), STATUSES[at % STATUSES.len()]);
-            let (route, method) = (Route::ALL[rest / METHODS.len()], METHODS[rest % METHODS.len()]);
-            let status = if status == 0 { "other".to_owned() } else { status.to_string() };
+            let (route, method) = (
+                Route::ALL[rest / METHODS.len()],
+                METHODS[rest % METHODS.len()],
+            );
+            let status = if status == 0 {
+                "other".to_owned()
+            } else {
+                status.to_string()
+            };
             all.push((method, route.label(), status, count));
         }
         all

@@ -69,7 +69,12 @@ impl Backend {
 
     /// The request that came last.
     pub(super) fn last(&self) -> ClientRequest {
-        self.shared.requests.lock().last().cloned().expect("a request")
+        self.shared
+            .requests
+            .lock()
+            .last()
+            .cloned()
+            .expect("a request")
     }
 
     pub(super) fn count(&self) -> usize {
@@ -88,7 +93,11 @@ pub(super) fn config(members: u64) -> Config {
         http: format!("127.0.0.1:{}", 8_000 + number),
     };
     let config = Config::bootstrap(ClusterId(9), (SEED, Secret([0xcd; 32])), BITS, member(0));
-    if members == 1 { config } else { config.with_members((0..members).map(member).collect()) }
+    if members == 1 {
+        config
+    } else {
+        config.with_members((0..members).map(member).collect())
+    }
 }
 
 async fn run(mut submissions: mpsc::Receiver<Submission>, shared: Arc<Shared>, handle: Handle) {
@@ -118,8 +127,20 @@ async fn run(mut submissions: mpsc::Receiver<Submission>, shared: Arc<Shared>, h
 }
 
 async fn watch(shared: &Shared, handle: &Handle, request: &ClientRequest) -> ClientReply {
-    let ClientOp::Watch { key, r, known } = &request.op else { unreachable!("only watches come here") };
-    let get = || answer(shared, handle, ClientOp::Get { key: key.clone(), r: *r }, request.bucket);
+    let ClientOp::Watch { key, r, known } = &request.op else {
+        unreachable!("only watches come here")
+    };
+    let get = || {
+        answer(
+            shared,
+            handle,
+            ClientOp::Get {
+                key: key.clone(),
+                r: *r,
+            },
+            request.bucket,
+        )
+    };
     let left = std::time::Duration::from_micros(request.deadline.since(handle.now().mono));
     let waiting = async {
         loop {
@@ -146,7 +167,10 @@ fn answer(shared: &Shared, handle: &Handle, op: ClientOp, bucket: BucketId) -> C
         ClientOp::Put { key, value, .. } => {
             let at = (bucket, Token::of(SEED, bucket, &key), key);
             let previous = records.get(&at).map_or(0, |record| record.version().hlc.0);
-            let version = Version { hlc: Hlc(Hlc::from_micros(now_micros).0.max(previous + 1)), node: NODE };
+            let version = Version {
+                hlc: Hlc(Hlc::from_micros(now_micros).0.max(previous + 1)),
+                node: NODE,
+            };
             let record = match &value {
                 None => Record::tombstone(version),
                 Some(value) => Record::value(Parts {
@@ -159,15 +183,29 @@ fn answer(shared: &Shared, handle: &Handle, op: ClientOp, bucket: BucketId) -> C
             let digest = record.digest();
             records.insert(at, record);
             shared.changed.notify_waiters();
-            ClientReply::Stored { digest, superseded: *shared.superseded.lock() }
+            ClientReply::Stored {
+                digest,
+                superseded: *shared.superseded.lock(),
+            }
         }
         ClientOp::Get { key, .. } | ClientOp::Watch { key, .. } => {
             let at = (bucket, Token::of(SEED, bucket, &key), key);
-            ClientReply::Found { record: records.get(&at).cloned(), now_micros }
+            ClientReply::Found {
+                record: records.get(&at).cloned(),
+                now_micros,
+            }
         }
-        ClientOp::List { partition, after, prefix, limit } => {
-            list(&records, (bucket, partition), after.as_ref(), (&prefix, limit.min(7), now_micros))
-        }
+        ClientOp::List {
+            partition,
+            after,
+            prefix,
+            limit,
+        } => list(
+            &records,
+            (bucket, partition),
+            after.as_ref(),
+            (&prefix, limit.min(7), now_micros),
+        ),
     }
 }
 
@@ -182,11 +220,18 @@ fn list(
     let mut looked = 0;
     let mut next = None;
     for ((of, token, key), record) in records {
-        let place = Cursor { token: *token, key: Blob(key.clone()) };
-        if *of != bucket || token.partition(BITS) != partition || after.is_some_and(|after| place <= *after) {
+        let place = Cursor {
+            token: *token,
+            key: Blob(key.clone()),
+        };
+        if *of != bucket
+            || token.partition(BITS) != partition
+            || after.is_some_and(|after| place <= *after)
+        {
             continue;
         }
-        if record.kind() == Kind::Value && record.is_visible(now_micros) && key.starts_with(prefix) {
+        if record.kind() == Kind::Value && record.is_visible(now_micros) && key.starts_with(prefix)
+        {
             keys.push(ListedKey {
                 key: key.clone(),
                 digest: record.digest(),

@@ -19,16 +19,29 @@ pub(super) struct Answer {
 
 impl Answer {
     pub(super) fn header(&self, name: &str) -> Option<&str> {
-        let lines = self.head.split("\r\n").skip(1).filter_map(|line| line.split_once(':'));
-        let mut found = lines.filter(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim());
+        let lines = self
+            .head
+            .split("\r\n")
+            .skip(1)
+            .filter_map(|line| line.split_once(':'));
+        let mut found = lines
+            .filter(|(n, _)| n.eq_ignore_ascii_case(name))
+            .map(|(_, value)| value.trim());
         let first = found.next();
-        assert_eq!(found.next(), None, "{name} stands there twice:\n{}", self.head);
+        assert_eq!(
+            found.next(),
+            None,
+            "{name} stands there twice:\n{}",
+            self.head
+        );
         first
     }
 
     #[track_caller]
     pub(super) fn must(&self, name: &str) -> String {
-        self.header(name).map(str::to_owned).unwrap_or_else(|| panic!("no {name} in\n{}", self.head))
+        self.header(name)
+            .map(str::to_owned)
+            .unwrap_or_else(|| panic!("no {name} in\n{}", self.head))
     }
 
     pub(super) fn text(&self) -> String {
@@ -37,18 +50,36 @@ impl Answer {
 
     #[track_caller]
     pub(super) fn json(&self) -> Value {
-        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.text()))
+        serde_json::from_slice(&self.body)
+            .unwrap_or_else(|error| panic!("{error}: {}", self.text()))
     }
 
     /// The last part of the type of a problem document, which is checked for form.
     #[track_caller]
     pub(super) fn problem(&self) -> String {
-        assert_eq!(self.must("content-type"), "application/problem+json", "{}", self.text());
+        assert_eq!(
+            self.must("content-type"),
+            "application/problem+json",
+            "{}",
+            self.text()
+        );
         let document = self.json();
         assert_eq!(document["status"], self.status, "{document}");
-        assert!(document["title"].as_str().is_some_and(|text| !text.is_empty()), "{document}");
-        assert!(document["detail"].as_str().is_some_and(|text| !text.is_empty()), "{document}");
-        let kind = document["type"].as_str().and_then(|kind| kind.strip_prefix("urn:torc:problem:"));
+        assert!(
+            document["title"]
+                .as_str()
+                .is_some_and(|text| !text.is_empty()),
+            "{document}"
+        );
+        assert!(
+            document["detail"]
+                .as_str()
+                .is_some_and(|text| !text.is_empty()),
+            "{document}"
+        );
+        let kind = document["type"]
+            .as_str()
+            .and_then(|kind| kind.strip_prefix("urn:torc:problem:"));
         kind.unwrap_or_else(|| panic!("{document}")).to_owned()
     }
 }
@@ -63,7 +94,10 @@ impl Client {
     pub(super) async fn open(address: SocketAddr) -> Self {
         let stream = TcpStream::connect(address).await.expect("connect");
         stream.set_nodelay(true).expect("nodelay");
-        Self { stream, unread: Vec::new() }
+        Self {
+            stream,
+            unread: Vec::new(),
+        }
     }
 
     pub(super) async fn send(&mut self, bytes: impl AsRef<[u8]>) {
@@ -75,20 +109,30 @@ impl Client {
         self.stream.shutdown().await.expect("shutdown");
     }
 
-    pub(super) async fn ask(&mut self, method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
+    pub(super) async fn ask(
+        &mut self,
+        method: &str,
+        target: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> Answer {
         self.send(request(method, target, headers, body)).await;
         self.answer(method == "HEAD").await
     }
 
     /// The next answer that is not 100.
-    #[track_caller]
     pub(super) async fn answer(&mut self, is_head: bool) -> Answer {
-        timeout(PATIENCE, self.read_answer(is_head)).await.expect("an answer in time").expect("an answer")
+        timeout(PATIENCE, self.read_answer(is_head))
+            .await
+            .expect("an answer in time")
+            .expect("an answer")
     }
 
     /// The next answer; `None` when the connection was closed instead.
     pub(super) async fn answer_or_end(&mut self) -> Option<Answer> {
-        timeout(PATIENCE, self.read_answer(false)).await.expect("an answer or the end in time")
+        timeout(PATIENCE, self.read_answer(false))
+            .await
+            .expect("an answer or the end in time")
     }
 
     /// Reads until exactly this has come.
@@ -107,7 +151,9 @@ impl Client {
     pub(super) async fn rest(&mut self) -> Vec<u8> {
         let mut rest = std::mem::take(&mut self.unread);
         // A reset is an end too.
-        let _ = timeout(PATIENCE, self.stream.read_to_end(&mut rest)).await.expect("the end in time");
+        let _ = timeout(PATIENCE, self.stream.read_to_end(&mut rest))
+            .await
+            .expect("the end in time");
         rest
     }
 
@@ -118,13 +164,22 @@ impl Client {
                     break at + 4;
                 }
                 if !self.more().await {
-                    assert!(self.unread.is_empty(), "half a head: {}", String::from_utf8_lossy(&self.unread));
+                    assert!(
+                        self.unread.is_empty(),
+                        "half a head: {}",
+                        String::from_utf8_lossy(&self.unread)
+                    );
                     return None;
                 }
             };
-            let head = String::from_utf8(self.unread.drain(..end).collect()).expect("a head of text");
+            let head =
+                String::from_utf8(self.unread.drain(..end).collect()).expect("a head of text");
             let status: u16 = head[9..12].parse().expect("a status");
-            let mut answer = Answer { status, head, body: Vec::new() };
+            let mut answer = Answer {
+                status,
+                head,
+                body: Vec::new(),
+            };
             if status == 100 {
                 continue;
             }
@@ -139,7 +194,12 @@ impl Client {
         if let Some(len) = answer.header("content-length") {
             return self.take(len.parse().expect("a length")).await;
         }
-        assert_eq!(answer.header("transfer-encoding"), Some("chunked"), "{}", answer.head);
+        assert_eq!(
+            answer.header("transfer-encoding"),
+            Some("chunked"),
+            "{}",
+            answer.head
+        );
         let mut body = Vec::new();
         loop {
             let line = loop {
@@ -174,7 +234,12 @@ impl Client {
 }
 
 /// The bytes of a request.
-pub(super) fn request(method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
+pub(super) fn request(
+    method: &str,
+    target: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+) -> Vec<u8> {
     let mut bytes = format!("{method} {target} HTTP/1.1\r\nhost: t\r\n").into_bytes();
     for (name, value) in headers {
         bytes.extend_from_slice(format!("{name}: {value}\r\n").as_bytes());

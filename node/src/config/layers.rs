@@ -512,7 +512,9 @@ fn shown(text: &str) -> String {
 
 fn line_of(text: &str, span: Option<Range<usize>>) -> usize {
     let until = span.map_or(0, |span| span.start).min(text.len());
-    1 + text[..text.floor_char_boundary(until)].matches('\n').count()
+    1 + text[..text.floor_char_boundary(until)]
+        .matches('\n')
+        .count()
 }
 
 fn is_foreign(variable: &str) -> bool {

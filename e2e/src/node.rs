@@ -163,12 +163,15 @@ impl Node {
         }
     }
 
-    /// Everything that it logged, over all its lives.
+    /// Everything that it logged, over all its lives; nothing before its first.
     pub fn log(&self) -> String {
-        fs::read(&self.log).map_or_else(
-            |error| format!("(no log: {error})"),
-            |bytes| String::from_utf8_lossy(&bytes).into_owned(),
-        )
+        let bytes = fs::read(&self.log).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// What it logged after the first `before` bytes.
+    pub fn log_since(&self, before: usize) -> String {
+        self.log().get(before..).unwrap_or_default().to_owned()
     }
 
     /// The last lines of the log.

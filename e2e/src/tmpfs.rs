@@ -1,9 +1,15 @@
 //! A small file system of its own, to run a node out of disk without harming the machine.
 
+use std::fs::File;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use nix::sys::statvfs::statvfs;
 use tempfile::TempDir;
+
+use crate::cluster::READY_MAX;
+use crate::wait;
 
 /// A mounted tmpfs; unmounted when it is dropped.
 #[derive(Debug)]
@@ -38,11 +44,57 @@ impl Tmpfs {
     }
 
     /// Puts a file of that size on it and answers with its path; deleting it makes room again.
-    pub fn ballast(&self, bytes: usize) -> PathBuf {
-        let path = self.folder.path().join("ballast");
-        std::fs::write(&path, vec![1_u8; bytes])
-            .unwrap_or_else(|error| panic!("write {}: {error}", path.display()));
-        path
+    pub fn ballast(&self, bytes: u64) -> PathBuf {
+        self.grow("ballast", bytes)
+    }
+
+    /// Takes all room but `leave` bytes away, again and again until `is_enough`: a store that is full
+    /// may find room by compaction. Answers with the file that took it.
+    #[track_caller]
+    pub fn squeeze(
+        &self,
+        leave: u64,
+        mut is_enough: impl FnMut() -> Result<(), String>,
+    ) -> PathBuf {
+        wait::until("the disk to stay full", READY_MAX, || {
+            let free = self.free();
+            if free > leave {
+                self.grow("squeeze", free - leave);
+            }
+            is_enough()
+        });
+        self.folder.path().join("squeeze")
+    }
+
+    /// Free bytes.
+    pub fn free(&self) -> u64 {
+        let path = self.folder.path();
+        let known =
+            statvfs(path).unwrap_or_else(|error| panic!("statvfs {}: {error}", path.display()));
+        known.blocks_available() * known.fragment_size()
+    }
+
+    fn grow(&self, name: &str, bytes: u64) -> PathBuf {
+        let path = self.folder.path().join(name);
+        let block = vec![1_u8; 64 * 1024];
+        let grown = File::options()
+            .create(true)
+            .append(true)
+            .open(&path)
+            .and_then(|mut file| {
+                let mut left = bytes as usize;
+                while left > 0 {
+                    left -= file.write(&block[..left.min(block.len())])?;
+                }
+                Ok(())
+            });
+        // The store may have been quicker; then there is no room to take.
+        match grown {
+            Err(error) if error.kind() != io::ErrorKind::StorageFull => {
+                panic!("write {}: {error}", path.display())
+            }
+            _ => path,
+        }
     }
 }
 

@@ -10,7 +10,9 @@ use torc_e2e::tmpfs::Tmpfs;
 use torc_e2e::{alone, wait};
 
 const DISK_MEBIBYTES: u32 = 192;
-const BALLAST_BYTES: usize = 64 * 1024 * 1024;
+const BALLAST_BYTES: u64 = 64 * 1024 * 1024;
+/// Less than the reserve, and enough for what the reserve is for.
+const LEAVE_BYTES: u64 = 12 * 1024 * 1024;
 const VALUE_BYTES: usize = 64 * 1024;
 /// A small memtable, so that the log does not fill the disk before anything is flushed.
 const CONFIG: &str = "[storage]\nwrite_buffer = \"4MiB\"\nreserve = \"24MiB\"\n";
@@ -58,6 +60,13 @@ fn assert_all_readable(node: &Node, count: usize) {
     }
 }
 
+fn refuses_small(node: &Node) -> Result<(), String> {
+    match node.ask(&Request::put("/kv/default/small", "x")) {
+        Ok(answer) if answer.status == 507 => answer.check_problem().map(drop),
+        other => Err(shown(other)),
+    }
+}
+
 #[test]
 fn a_full_disk_refuses_writes_serves_reads_and_recovers_when_there_is_room() {
     let _alone = alone();
@@ -81,12 +90,7 @@ fn a_full_disk_refuses_writes_serves_reads_and_recovers_when_there_is_room() {
     // Refused means refused: nothing of it may be seen later.
     assert_eq!(node.get(&format!("/kv/default/full-{written}")), None);
     // Small writes are refused too; what is kept back is for deletes, votes and bounds.
-    let small = node.ask(&Request::put("/kv/default/small", "x"));
-    assert!(
-        matches!(&small, Ok(answer) if answer.status == 507),
-        "{}",
-        shown(small)
-    );
+    let squeeze = disk.squeeze(LEAVE_BYTES, || refuses_small(node));
     let deleted = node.ask(&Request::delete("/kv/default/full-0"));
     assert!(
         matches!(&deleted, Ok(answer) if answer.status == 204),
@@ -107,9 +111,11 @@ fn a_full_disk_refuses_writes_serves_reads_and_recovers_when_there_is_room() {
             other => Err(shown(other)),
         },
     );
-    assert_eq!(put(node, written), Ok(507));
+    disk.squeeze(LEAVE_BYTES, || refuses_small(node));
 
-    fs::remove_file(&ballast).expect("remove the ballast");
+    for file in [ballast, squeeze] {
+        fs::remove_file(&file).expect("make room");
+    }
     wait::until("writes to be taken again", READY_MAX, || {
         match put(node, written) {
             Ok(204) => Ok(()),

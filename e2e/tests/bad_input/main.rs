@@ -61,7 +61,11 @@ fn send(address: SocketAddr, case: &Case) -> Result<Option<Response>, HttpError>
         Err(HttpError::Closed { so_far }) if so_far.is_empty() => Ok(None),
         Err(HttpError::Io(_)) => Ok(None),
         // What answers in HTTP/2 frames was spoken to in HTTP/2.
-        Err(HttpError::Malformed { .. }) if case.bytes.starts_with(b"PRI * HTTP/2.0") => Ok(None),
+        Err(HttpError::Malformed { .. } | HttpError::Closed { .. })
+            if case.bytes.starts_with(b"PRI * HTTP/2.0") =>
+        {
+            Ok(None)
+        }
         Err(error) => Err(error),
     }
 }

@@ -280,7 +280,7 @@ pub(crate) fn routes() -> Vec<Case> {
         "/kv2",
         "/health/nope",
         "/health/live/",
-        "/ring",
+        "/ring/",
         "/buckets/x",
         "/ring/owners",
         "/cluster",

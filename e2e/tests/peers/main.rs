@@ -57,7 +57,7 @@ fn assert_refused(
             more => Err(format!("{more} more; {:?}", all_refused(node))),
         },
     );
-    let log = node.log()[logged..].to_owned();
+    let log = node.log_since(logged);
     let lines = log
         .lines()
         .filter(|line| line.contains("WARN") || line.contains("ERROR"))

@@ -273,13 +273,11 @@ impl Metrics {
             }
             Event::VersionCollision { .. } => self.collisions.add(1),
             Event::HintStored { .. } => self.hints_stored.add(1),
-            // A gauge: `Handle` keeps it.
-            Event::Hints { .. } => {}
             Event::HintsDropped { count, reason, .. } => self.hints_dropped.add(reason, *count),
             Event::HintDelivered { .. } => self.hints_delivered.add(1),
             Event::Shed { reason } => self.shed.add(reason, 1),
-            // The replica has counted it by its purpose already.
-            Event::Repaired { .. } => {}
+            // The first is a gauge, which `Handle` keeps; the second one the replica has counted by its purpose.
+            Event::Hints { .. } | Event::Repaired { .. } => {}
         }
     }
 }

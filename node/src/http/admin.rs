@@ -234,11 +234,10 @@ fn bucket_brief(bucket: &Bucket) -> Value {
 /// Puts bytes into JSON: as text where they are UTF-8, else as base64 and `"encoding":"base64"`.
 pub(super) fn put_text(object: &mut Value, name: &str, bytes: &[u8]) {
     use base64::Engine as _;
-    match std::str::from_utf8(bytes) {
-        Ok(text) => object[name] = json!(text),
-        Err(_) => {
-            object[name] = json!(base64::engine::general_purpose::STANDARD.encode(bytes));
-            object["encoding"] = json!("base64");
-        }
+    if let Ok(text) = std::str::from_utf8(bytes) {
+        object[name] = json!(text);
+    } else {
+        object[name] = json!(base64::engine::general_purpose::STANDARD.encode(bytes));
+        object["encoding"] = json!("base64");
     }
 }

@@ -314,16 +314,13 @@ fn failed(problem: &Problem) -> Json {
 
 /// Key and value in one line share one encoding: text only where both are.
 fn with_texts(mut line: Json, key: &[u8], value: &[u8]) -> Json {
-    match (std::str::from_utf8(key), std::str::from_utf8(value)) {
-        (Ok(key), Ok(value)) => {
-            line["key"] = json!(key);
-            line["value"] = json!(value);
-        }
-        _ => {
-            line["key"] = json!(STANDARD.encode(key));
-            line["value"] = json!(STANDARD.encode(value));
-            line["encoding"] = json!("base64");
-        }
+    if let (Ok(key), Ok(value)) = (std::str::from_utf8(key), std::str::from_utf8(value)) {
+        line["key"] = json!(key);
+        line["value"] = json!(value);
+    } else {
+        line["key"] = json!(STANDARD.encode(key));
+        line["value"] = json!(STANDARD.encode(value));
+        line["encoding"] = json!("base64");
     }
     line
 }

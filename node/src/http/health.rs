@@ -45,16 +45,15 @@ pub(super) fn components(handle: &Handle) -> Response<Body> {
     } else {
         json!({"status": "ok"})
     };
-    let membership = match handle.ready() {
-        Err(reason) => json!({"status": "down", "reason": reason.to_string()}),
-        Ok(()) => {
-            let status = if alive < members.len() {
-                "degraded"
-            } else {
-                "ok"
-            };
-            json!({"status": status, "members": members.len(), "alive": alive})
-        }
+    let membership = if let Err(reason) = handle.ready() {
+        json!({"status": "down", "reason": reason.to_string()})
+    } else {
+        let status = if alive < members.len() {
+            "degraded"
+        } else {
+            "ok"
+        };
+        json!({"status": status, "members": members.len(), "alive": alive})
     };
     let clock = if state.clock_trusted {
         json!({"status": "ok"})
@@ -101,10 +100,11 @@ pub(super) fn page(handle: &Handle, side: Side) -> Response<Body> {
             ("/health", "health"),
         ],
     };
-    let items: String = links
+    let items: Vec<String> = links
         .iter()
         .map(|(to, what)| format!("<li><a href=\"{to}\">{what}</a></li>"))
         .collect();
+    let items = items.concat();
     // The name is checked to hold nothing that HTML would read otherwise.
     let name = Some(&handle.settings().name).filter(|name| torc_ring::config::is_node_name(name));
     let name = name.map_or("", String::as_str);

@@ -21,7 +21,7 @@ use super::path::{KeyPathError, parse_key_path};
 use super::problem::{Access, Problem, Refused};
 use super::query::{self, KeyQuery};
 use super::range::{self, Asked};
-use super::tags::{self, Scope, Tags, Texts};
+use super::tags::{self, Known, Scope, Tags, Texts};
 
 const CONTEXT: HeaderName = HeaderName::from_static("x-torc-context");
 const SUPERSEDED: HeaderName = HeaderName::from_static("x-torc-superseded");
@@ -63,6 +63,7 @@ impl Target {
 }
 
 /// What is wrong with a path, in words for the client.
+#[allow(clippy::unnecessary_box_returns)] // see `Refused`
 pub(super) fn refuse_path(error: KeyPathError, path: &str) -> Refused {
     match error {
         KeyPathError::Prefix => Problem::no_route(path),
@@ -123,10 +124,11 @@ async fn read(
     let (op, time, known) = match query.wait {
         None => (ClientOp::Get { key, r }, time, None),
         Some(wait) => {
-            let known = tags
-                .as_ref()
-                .and_then(Tags::single)
-                .ok_or_else(Problem::bad_wait)?;
+            let known = match tags.as_ref().map_or(Known::NotOne, Tags::single) {
+                Known::State(digest) => Some(digest),
+                Known::Foreign => None,
+                Known::NotOne => return Err(Problem::bad_wait()),
+            };
             call.guard.watch()?;
             (ClientOp::Watch { key, r, known }, wait, known)
         }

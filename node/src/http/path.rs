@@ -123,7 +123,8 @@ mod tests {
 
     #[test]
     fn a_key_is_the_rest_of_the_path_as_bytes() {
-        let cases: &[(&str, Result<(&str, &[u8]), KeyPathError>)] = &[
+        type Expected = Result<(&'static str, &'static [u8]), KeyPathError>;
+        let cases: &[(&str, Expected)] = &[
             ("/kv/default/a", Ok(("default", b"a"))),
             ("/kv/default/a/b//c/", Ok(("default", b"a/b//c/"))),
             ("/kv/default//", Ok(("default", b"/"))),
@@ -183,7 +184,7 @@ mod tests {
 
         #[test]
         fn an_escaped_key_is_itself_again(bytes in prop::collection::vec(any::<u8>(), 1..64)) {
-            let escaped: String = bytes.iter().map(|b| format!("%{b:02X}")).collect();
+            let escaped = bytes.iter().map(|b| format!("%{b:02X}")).collect::<Vec<_>>().concat();
             let path = format!("/kv/default/{escaped}");
             let parsed = parse_key_path(path.as_bytes()).map(|p| p.key.into_owned());
             prop_assert_eq!(parsed, Ok(bytes));

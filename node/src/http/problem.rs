@@ -23,7 +23,7 @@ pub(super) const PROBLEM_JSON: &str = "application/problem+json";
 /// Longest path and query in bytes: a key of percent-escapes only, and room for a prefix of the same length.
 pub(super) const TARGET_MAX: usize = 8 << 10;
 
-/// A refusal; boxed, because it is rare and large.
+/// A refusal; boxed, because it is rare and large: every handler's result would be as large as it is.
 pub(super) type Refused = Box<Problem>;
 
 /// One error document.
@@ -51,6 +51,7 @@ pub(super) enum Access {
     Write,
 }
 
+#[allow(clippy::unnecessary_box_returns)] // see `Refused`
 impl Problem {
     fn new(
         status: StatusCode,

@@ -28,30 +28,45 @@ pub(super) fn parse(value: &HeaderValue, len: u64) -> Asked {
     let Some((first, last)) = set.trim().split_once('-') else {
         return Asked::Whole;
     };
-    match (number(first), number(last)) {
-        (Some(None), Some(Some(suffix))) if suffix > 0 && len > 0 => Asked::Part {
+    let (Some(first), Some(last)) = (Number::read(first), Number::read(last)) else {
+        return Asked::Whole;
+    };
+    match (first, last) {
+        (Number::Absent, Number::Absent) => Asked::Whole,
+        (Number::Given(first), Number::Given(last)) if last < first => Asked::Whole,
+        (Number::Absent, Number::Given(suffix)) if suffix > 0 && len > 0 => Asked::Part {
             first: len.saturating_sub(suffix),
             last: len - 1,
         },
-        (Some(None), Some(Some(_))) => Asked::Unsatisfiable,
-        (Some(Some(first)), Some(Some(last))) if last < first => Asked::Whole,
-        (Some(Some(first)), Some(last)) if first < len => Asked::Part {
+        (Number::Given(first), Number::Absent) if first < len => Asked::Part {
             first,
-            last: last.unwrap_or(u64::MAX).min(len - 1),
+            last: len - 1,
         },
-        (Some(Some(_)), Some(_)) => Asked::Unsatisfiable,
-        _ => Asked::Whole,
+        (Number::Given(first), Number::Given(last)) if first < len => Asked::Part {
+            first,
+            last: last.min(len - 1),
+        },
+        _ => Asked::Unsatisfiable,
     }
 }
 
-/// Digits, or nothing at all; a number above `u64` is as good as the greatest one.
-fn number(text: &str) -> Option<Option<u64>> {
-    match text {
-        "" => Some(None),
-        digits if digits.bytes().all(|b| b.is_ascii_digit()) => {
-            Some(Some(digits.parse().unwrap_or(u64::MAX)))
+/// One end of a range.
+#[derive(Clone, Copy)]
+enum Number {
+    Absent,
+    Given(u64),
+}
+
+impl Number {
+    /// Digits, or nothing at all; a number above `u64` is as good as the greatest one.
+    fn read(text: &str) -> Option<Self> {
+        match text {
+            "" => Some(Self::Absent),
+            digits if digits.bytes().all(|b| b.is_ascii_digit()) => {
+                Some(Self::Given(digits.parse().unwrap_or(u64::MAX)))
+            }
+            _ => None,
         }
-        _ => None,
     }
 }
 

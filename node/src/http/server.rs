@@ -269,7 +269,7 @@ async fn connection(
     match end {
         End::HeadTooSlow => {
             io.close(Some(problem::for_slow_head(limits.header_timeout)), LINGER)
-                .await
+                .await;
         }
         End::Done if !io.at_eof() => io.close(None, LINGER).await,
         End::Done | End::Cut => {}

@@ -94,6 +94,17 @@ pub(super) fn minted_at(version: Version) -> SystemTime {
 /// Conditions of `If-Match` and `If-None-Match`: a list of entity tags, or `*`.
 pub(super) struct Tags<'a>(pub(super) GetAll<'a, HeaderValue>);
 
+/// What a list of entity tags says about the state that a client knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Known {
+    /// That one.
+    State(Digest),
+    /// One that is not of our making.
+    Foreign,
+    /// It names none, any, or several.
+    NotOne,
+}
+
 /// One member of such a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Tag<'a> {
@@ -120,18 +131,21 @@ impl Tags<'_> {
         })
     }
 
-    /// The state that the client knows, if the list is one entity tag; the inner `None` is a tag that is
-    /// not of our making.
-    pub(super) fn single(&self) -> Option<Option<Digest>> {
-        let mut known = None;
-        let more = self.any(|tag| match (tag, known) {
-            (Tag::Strong(text) | Tag::Weak(text), None) => {
-                known = Some(digest_of(text));
-                false
-            }
-            _ => true,
+    /// The state that the client knows, if the list is one entity tag.
+    pub(super) fn single(&self) -> Known {
+        let mut known = Known::NotOne;
+        let mut count = 0;
+        self.any(|tag| {
+            count += 1;
+            known = match tag {
+                Tag::Strong(text) | Tag::Weak(text) if count == 1 => {
+                    digest_of(text).map_or(Known::Foreign, Known::State)
+                }
+                _ => Known::NotOne,
+            };
+            count > 1
         });
-        if more { None } else { known }
+        known
     }
 
     fn any(&self, mut test: impl FnMut(Tag<'_>) -> bool) -> bool {

@@ -229,7 +229,7 @@ impl Scrape {
         for &(target, count, _) in &self.state.hints {
             waiting
                 .encode_family(&[("target", self.name(target))])?
-                .encode_gauge(&(count as i64))?;
+                .encode_gauge(&(count as f64))?;
         }
         let mut bytes = out.family(
             "torc_hint_bytes",
@@ -239,7 +239,7 @@ impl Scrape {
         for &(target, _, size) in &self.state.hints {
             bytes
                 .encode_family(&[("target", self.name(target))])?
-                .encode_gauge(&(size as i64))?;
+                .encode_gauge(&(size as f64))?;
         }
         out.counter("torc_hints_stored", "Hints written", &m.hints_stored)?;
         out.counter(
@@ -306,8 +306,8 @@ impl Scrape {
             "Partitions of the bucket default by what this node has to do with them",
             MetricType::Gauge,
         )?;
-        let owned = ring.partitions_of(bucket.n, self.node).count() as i64;
-        let foreign = i64::from(ring.partitions()) - owned;
+        let owned = ring.partitions_of(bucket.n, self.node).count() as f64;
+        let foreign = f64::from(ring.partitions()) - owned;
         partitions
             .encode_family(&[("state", "owned")])?
             .encode_gauge(&owned)?;

@@ -10,6 +10,7 @@ use torc_ring::{ConflictMode, Quorum};
 use super::{Problem, Refused, TARGET_MAX, shorten};
 use crate::handle::NotReady;
 
+#[allow(clippy::unnecessary_box_returns)] // see `Refused`
 impl Problem {
     pub(in crate::http) fn no_host() -> Refused {
         Self::bad(

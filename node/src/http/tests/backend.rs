@@ -114,12 +114,11 @@ async fn run(mut submissions: mpsc::Receiver<Submission>, shared: Arc<Shared>, h
             continue;
         }
         tokio::spawn(async move {
-            let answer = match &request.op {
-                ClientOp::Watch { .. } => watch(&shared, &handle, &request).await,
-                _ => {
-                    shared.release.notified().await;
-                    answer(&shared, &handle, request.op, request.bucket)
-                }
+            let answer = if matches!(request.op, ClientOp::Watch { .. }) {
+                watch(&shared, &handle, &request).await
+            } else {
+                shared.release.notified().await;
+                answer(&shared, &handle, request.op, request.bucket)
             };
             let _ = reply.send(answer);
         });

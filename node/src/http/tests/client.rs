@@ -40,8 +40,7 @@ impl Answer {
     #[track_caller]
     pub(super) fn must(&self, name: &str) -> String {
         self.header(name)
-            .map(str::to_owned)
-            .unwrap_or_else(|| panic!("no {name} in\n{}", self.head))
+            .map_or_else(|| panic!("no {name} in\n{}", self.head), str::to_owned)
     }
 
     pub(super) fn text(&self) -> String {

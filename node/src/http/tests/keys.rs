@@ -356,13 +356,15 @@ async fn a_watch_answers_on_change_and_gives_up_in_time() {
     }
 }
 
+/// Method, target, headers; status and kind of problem.
+pub(super) type Row<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)], u16, &'a str);
+
 #[tokio::test]
 async fn refused_requests_on_keys() {
     let facade = Facade::start().await;
     let long = "k".repeat(1_025);
     let longer = "k".repeat(9_000);
     let long_type = "t".repeat(CONTENT_TYPE_MAX + 1);
-    type Row<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)], u16, &'a str);
     let cases: &[Row<'_>] = &[
         ("GET", "/kv/default/", &[], 400, "key"),
         ("PUT", "/kv/default/", &[], 400, "key"),

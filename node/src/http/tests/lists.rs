@@ -171,7 +171,7 @@ async fn keys_that_are_no_text_are_listed_as_base64() {
 async fn refused_lists() {
     let facade = Facade::start().await;
     let long = format!("/kv/default?prefix={}", "p".repeat(1_025));
-    let cases: &[(&str, &str, &[(&str, &str)], u16, &str)] = &[
+    let cases: &[super::keys::Row<'_>] = &[
         ("GET", "/kv/default?limit=0", &[], 400, "query"),
         ("GET", "/kv/default?limit=10001", &[], 400, "query"),
         ("GET", "/kv/default?limit=ten", &[], 400, "query"),
@@ -276,11 +276,11 @@ async fn operations_on_one_key_are_done_in_the_order_of_their_lines() {
     let facade = Facade::start().await;
     let mut text = String::new();
     for number in 0..300 {
-        text.push_str(&format!(
-            "{{\"op\":\"put\",\"key\":\"k{}\",\"value\":\"{number}\"}}\n",
-            number % 5
-        ));
-        text.push_str(&format!("{{\"op\":\"get\",\"key\":\"k{}\"}}\n", number % 5));
+        let key = format!("k{}", number % 5);
+        text += &json!({"op": "put", "key": key, "value": number.to_string()}).to_string();
+        text += "\n";
+        text += &json!({"op": "get", "key": key}).to_string();
+        text += "\n";
     }
     let lines = lines(&batch(&facade, &text).await.text());
     assert_eq!(lines.len(), 600);

@@ -9,6 +9,7 @@ use torc_ring::{Bucket, NodeId, PartitionId, RingVersion};
 use crate::client::{ClientReply, RequestId};
 use crate::hlc::{Hlc, HlcClock};
 use crate::latency::Latencies;
+use crate::mutant::Mutant;
 use crate::message::{OpId, PeerBody, PeerMessage, RecordKey, Reply, ReplyKind, Request, RequestKind};
 use crate::shard_io::{Event, Output, View};
 use crate::store::{Batch, CommitId, Query, ReadId, StateKey, Sync, Write};
@@ -46,6 +47,9 @@ pub struct ShardSettings {
     pub lingering_max: usize,
     /// Greatest number of watches that this shard keeps for coordinators.
     pub watchers_max: usize,
+    /// A deliberate bug.
+    #[cfg(feature = "mutants")]
+    pub mutant: Option<Mutant>,
 }
 
 impl ShardSettings {
@@ -67,6 +71,8 @@ impl ShardSettings {
             ops_max: 8_192,
             lingering_max: 8_192,
             watchers_max: 10_000,
+            #[cfg(feature = "mutants")]
+            mutant: None,
         }
     }
 }
@@ -138,6 +144,17 @@ impl Core {
             next_read: 0,
             next_commit: 0,
         }
+    }
+
+    #[cfg(feature = "mutants")]
+    pub(crate) fn has(&self, mutant: Mutant) -> bool {
+        self.settings.mutant == Some(mutant)
+    }
+
+    #[cfg(not(feature = "mutants"))]
+    #[allow(clippy::unused_self)]
+    pub(crate) const fn has(&self, _: Mutant) -> bool {
+        false
     }
 
     pub(crate) fn node(&self) -> NodeId {
@@ -239,6 +256,10 @@ impl Core {
         if let Some(bound) = self.clock.renewal(self.now.wall) {
             let key = StateKey::HlcBound(self.settings.index);
             let value = Bytes::copy_from_slice(&bound.0.to_be_bytes());
+            if self.has(Mutant::BoundNotPersisted) {
+                self.clock.on_bound_durable();
+                return;
+            }
             self.bound_commit = Some(self.commit(Write::StatePut { key, value }, Sync::Fsync));
         }
     }

@@ -12,7 +12,9 @@ use torc_ring::{NodeId, PartitionId, RingVersion};
 
 use crate::core::{Ask, Core, Timer};
 use crate::message::{OpId, RecordKey, Refusal, ReplyKind, RequestKind, WritePurpose};
+use crate::mutant::Mutant;
 use crate::record::Record;
+use crate::replicate;
 use crate::shard_io::Event;
 use crate::store::{
     CommitId, Found, HINT_SLOTS, Hint, HintKey, HintTotal, Query, ReadId, StoreError, Sync, Write,
@@ -128,6 +130,7 @@ impl Hints {
         if kept + weight > core.settings.hint_bytes_max {
             match stand_in {
                 Some(asker) => refuse_stand_in(core, &asker, Refusal::Overloaded),
+                None if core.has(Mutant::HintDroppedSilently) => {}
                 None => core.event(Event::HintsDropped { target, count: 1, reason: "bytes", partition }),
             }
             return;
@@ -152,6 +155,7 @@ impl Hints {
         match (pending, result) {
             (Pending::Put { stand_in, .. }, Ok(())) => {
                 if let Some(asker) = stand_in {
+                    tell_stand_in(core, &asker, "ok");
                     core.answer(asker.node, asker.ask.op, asker.ask.ring, ReplyKind::StoodIn);
                 }
             }
@@ -249,7 +253,7 @@ impl Hints {
         let Some((&slot, &count)) = target.slots.iter().next() else { return };
         target.delivery = Delivery::Reading;
         let in_commit = self.commits.values().any(|pending| pending.at().target == node);
-        let settled = (!in_commit).then_some(count);
+        let settled = (!in_commit || core.has(Mutant::HintForgotten)).then_some(count);
         let id = core.read(Query::Hints { target: node, slot, after: 0, limit: WINDOW });
         self.reads.insert(id, Question { target: node, slot, settled });
     }
@@ -328,6 +332,9 @@ impl Hints {
         }
         self.flights.insert(op, Flight { at, ring: ask.ring, weight: hint.weight(), waiting: recipients, deadline });
         core.timers.insert((deadline, Timer::Op(op)));
+        if core.has(Mutant::HintRemovedBeforeAck) {
+            self.delete(core, at, hint.weight(), Why::Delivered);
+        }
     }
 
     fn drop_hint(&mut self, core: &mut Core, at: HintKey, hint: &Hint, reason: &'static str) {
@@ -411,5 +418,11 @@ fn recipients(core: &Core, target: NodeId, key: &RecordKey) -> Vec<NodeId> {
 }
 
 fn refuse_stand_in(core: &mut Core, asker: &StandIn, refusal: Refusal) {
+    tell_stand_in(core, asker, replicate::outcome_of(refusal));
     core.answer(asker.node, asker.ask.op, asker.ask.ring, ReplyKind::Refused(refusal));
+}
+
+fn tell_stand_in(core: &mut Core, asker: &StandIn, outcome: &'static str) {
+    let trace = asker.ask.trace.clone();
+    core.event(Event::Replica { op: "stand_in", outcome, from: asker.node, trace });
 }

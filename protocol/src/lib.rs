@@ -17,6 +17,7 @@ pub mod hlc;
 mod latency;
 mod list;
 pub mod message;
+pub mod mutant;
 mod put;
 pub mod quorum;
 pub mod record;

@@ -104,10 +104,8 @@ impl List {
 
     pub(crate) fn on_reply(&mut self, core: &mut Core, from: NodeId, kind: ReplyKind) -> Step {
         match kind {
-            ReplyKind::Listed(page) => {
-                if self.pages.iter().all(|(node, _)| *node != from) {
-                    self.pages.push((from, page));
-                }
+            ReplyKind::Listed(page) if self.pages.iter().all(|(node, _)| *node != from) => {
+                self.pages.push((from, page));
             }
             ReplyKind::Refused(Refusal::RingVersion { config }) => {
                 let ours = core.view.as_ref().map(|view| view.config.version);
@@ -116,11 +114,9 @@ impl List {
                     self.arm(core);
                 }
             }
-            ReplyKind::Refused(_) => {
-                if !self.refused.contains(&from) {
-                    self.refused.push(from);
-                    self.ask_next(core);
-                }
+            ReplyKind::Refused(_) if !self.refused.contains(&from) => {
+                self.refused.push(from);
+                self.ask_next(core);
             }
             _ => {}
         }

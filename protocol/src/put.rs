@@ -10,7 +10,8 @@ use crate::client::{ClientError, ClientReply};
 use crate::core::{Ask, Caller, Core, Step};
 use crate::message::{RecordKey, Refusal, ReplyKind, RequestKind, WritePurpose};
 use crate::quorum::{Tally, Verdict};
-use crate::record::Record;
+use crate::mutant::Mutant;
+use crate::record::{Parts, Record};
 use crate::shard::PutChoice;
 use crate::time::{MS, Mono};
 use crate::version::Version;
@@ -113,11 +114,26 @@ impl Put {
     pub(crate) fn restart(&mut self, core: &mut Core, ring: RingVersion, plan: Plan) {
         self.ask.ring = ring;
         self.doubt = true;
-        self.tally = Tally::new(&plan.owners, plan.required);
+        if !core.has(Mutant::AcksKeptAcrossRings) {
+            self.tally = Tally::new(&plan.owners, plan.required);
+        }
+        if core.has(Mutant::RetryRemints) {
+            self.remint(core);
+        }
         self.stand_ins.clear();
         self.retry.clear();
         self.disk_full = false;
         self.send_all(core, plan.stand_ins);
+    }
+
+    /// What a retry must never do.
+    fn remint(&mut self, core: &mut Core) {
+        if let Ok(hlc) = core.clock.mint(core.now.wall) {
+            let version = Version { hlc, node: core.node() };
+            let (content_type, value) = (self.record.content_type(), self.record.value_bytes());
+            let parts = Parts { version, expiry: self.record.expiry(), content_type, value: &value };
+            self.record = Record::value(parts);
+        }
     }
 
     /// An answer came.
@@ -125,7 +141,10 @@ impl Put {
         match kind {
             ReplyKind::Written { stored } => {
                 self.stored = self.stored.max(*stored);
-                self.tally.ack(from);
+                if !self.tally.ack(from) && core.has(Mutant::DuplicateAckCounts) {
+                    let another = self.tally.missing().next();
+                    another.map(|node| self.tally.ack(node));
+                }
             }
             ReplyKind::StoodIn => {
                 if let Some(&(owner, _)) = self.stand_ins.iter().find(|(_, node)| *node == from) {
@@ -175,7 +194,7 @@ impl Put {
         match self.tally.verdict() {
             Verdict::Met => {
                 let digest = self.record.digest();
-                let superseded = self.stored > digest.version;
+                let superseded = self.stored > digest.version && !core.has(Mutant::SupersededUntold);
                 let reply = ClientReply::Stored { digest, superseded };
                 self.caller.answer(core, &self.ask, self.tally.required(), reply);
             }
@@ -188,7 +207,8 @@ impl Put {
     fn fail(&mut self, core: &mut Core) {
         let (required, received) = (self.tally.required(), self.tally.received());
         // An owner that has not answered may have the write all the same.
-        let maybe_applied = self.doubt || self.tally.any() || self.tally.waiting() || !self.hinted.is_empty();
+        let doubt = self.doubt && !core.has(Mutant::DoubtForgotten);
+        let maybe_applied = doubt || self.tally.any() || self.tally.waiting() || !self.hinted.is_empty();
         let error = if self.disk_full {
             ClientError::DiskFull { required, received, maybe_applied }
         } else {

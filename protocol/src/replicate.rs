@@ -15,6 +15,7 @@ use crate::hlc::Hlc;
 use crate::message::{
     Cursor, ListEntry, Listed, OpId, RecordKey, Refusal, ReplyKind, Request, RequestKind, WritePurpose,
 };
+use crate::mutant::Mutant;
 use crate::record::{Kind, Record};
 use crate::shard_io::Event;
 use crate::store::{CommitId, Found, Query, ReadId, StoreError, Sync, Write};
@@ -83,10 +84,12 @@ impl Replica {
     pub(crate) fn new(core: &Core) -> Self {
         // Whatever an earlier life stored was within the drift of its clock; see the module's invariant.
         let horizon = Hlc::from_micros(core.now.wall.0.saturating_add(core.settings.drift_max));
+        let newest =
+            if core.has(Mutant::NewestForgotten) { Hlc(0) } else { horizon.max(core.settings.durable_bound) };
         Self {
             reads: BTreeMap::new(),
             commits: BTreeMap::new(),
-            newest: vec![horizon.max(core.settings.durable_bound); SLOTS],
+            newest: vec![newest; SLOTS],
             watches: BTreeMap::new(),
             watch_count: 0,
         }
@@ -153,6 +156,9 @@ impl Replica {
     ) {
         let sync = if fsync { Sync::Fsync } else { Sync::Policy };
         let digest = record.digest();
+        if core.has(Mutant::AckBeforeCommit) {
+            accept(core, &from, purpose_name(purpose), ReplyKind::Written { stored });
+        }
         let id = core.commit(Write::Merge { key: key.clone(), record }, sync);
         self.commits.insert(id, Commit { from, key, digest, stored, purpose });
     }
@@ -377,7 +383,7 @@ fn refusal_of(error: StoreError) -> Refusal {
     }
 }
 
-fn outcome_of(refusal: Refusal) -> &'static str {
+pub(crate) fn outcome_of(refusal: Refusal) -> &'static str {
     match refusal {
         Refusal::RingVersion { .. } => "ring_version",
         Refusal::NotOwner => "not_owner",

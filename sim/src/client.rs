@@ -180,6 +180,23 @@ impl World {
         self.ask((None, node), op, What::Read { key, r: self.plan.owners() })
     }
 
+    /// The checker's own write, to all owners.
+    pub(crate) fn write_all(&mut self, node: usize, key: u64) -> RequestId {
+        let write = self.clients.next;
+        let bytes = Bytes::copy_from_slice(&write.to_be_bytes());
+        let value = Value { bytes, content_type: Bytes::new(), ttl_ms: None };
+        self.clients.writes.insert(write, key);
+        let op = ClientOp::Put {
+            key: key_bytes(key),
+            value: Some(value),
+            w: Some(Quorum::All),
+            sloppy: Some(false),
+            fsync: false,
+            context: None,
+        };
+        self.ask((None, node), op, What::Write { write, key, w: self.plan.owners(), sloppy: false })
+    }
+
     fn ask(&mut self, (client, node): (Option<usize>, usize), op: ClientOp, what: What) -> RequestId {
         let id = RequestId(self.clients.next);
         self.clients.next += 1;
@@ -197,7 +214,7 @@ impl World {
         let waiting = Op { client, node, begun: self.now, deadline, what, floors };
         self.clients.waiting.insert(id, waiting);
         let request = ClientRequest { deadline: Mono(deadline), trace: Bytes::new(), bucket: BUCKET, op };
-        self.to_shard(node, partition, id, request);
+        self.hand_over(node, partition, id, request);
         id
     }
 
@@ -214,7 +231,7 @@ impl World {
     }
 
     /// A node answers.
-    pub(crate) fn on_reply(&mut self, at: Place, id: RequestId, reply: ClientReply) {
+    pub(crate) fn on_reply(&mut self, at: Place, id: RequestId, reply: &ClientReply) {
         self.note(format_args!("n{} answers {id:?}: {:.300}", at.node, format!("{reply:?}")));
         let Some(op) = self.clients.waiting.remove(&id) else {
             self.fail(Violation::new(Invariant::Books, format!("{id:?} was answered twice, or never asked")));
@@ -224,7 +241,7 @@ impl World {
             let late = self.now - op.deadline;
             self.fail(Violation::new(Invariant::Bounded, format!("{id:?} was answered {late} us too late")));
         }
-        let outcome = match (&op.what, is_ok(&reply)) {
+        let outcome = match (&op.what, is_ok(reply)) {
             (What::Write { .. }, true) => "op: write ok",
             (What::Write { .. }, false) => "op: write failed",
             (What::Read { .. }, true) => "op: read ok",
@@ -233,7 +250,7 @@ impl World {
             (What::List { .. }, false) => "op: list failed",
         };
         self.count(outcome);
-        match (&op.what, &reply) {
+        match (&op.what, reply) {
             (What::Write { .. }, ClientReply::Stored { digest, superseded }) => {
                 self.on_stored(at, &op, *digest, *superseded);
             }
@@ -241,7 +258,7 @@ impl World {
                 self.on_found(&op, *key, *r, record.as_ref());
             }
             (What::List { .. }, ClientReply::Listed { keys, next }) => self.on_listed(&op, keys, next.is_none()),
-            (What::Write { write, .. }, ClientReply::Failed(error)) => self.on_write_failed(*write, error),
+            (What::Write { write, .. }, ClientReply::Failed(error)) => self.on_write_failed(*write, *error),
             (_, ClientReply::Failed(_)) => {}
             (what, reply) => {
                 self.fail(Violation::new(Invariant::Genuine, format!("{what:?} was answered with {reply:?}")));
@@ -253,7 +270,7 @@ impl World {
         }
     }
 
-    fn on_write_failed(&mut self, write: u64, error: &ClientError) {
+    fn on_write_failed(&mut self, write: u64, error: ClientError) {
         let maybe = matches!(
             error,
             ClientError::Quorum { maybe_applied: true, .. } | ClientError::DiskFull { maybe_applied: true, .. }

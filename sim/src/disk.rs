@@ -27,6 +27,9 @@ pub(crate) struct Store {
 /// One shard's commit on its way.
 pub(crate) type Commit = (u8, CommitId, Batch);
 
+/// How a commit ended.
+pub(crate) type Ended = (u8, CommitId, Result<(), StoreError>);
+
 /// The disk of one node.
 #[derive(Debug)]
 pub(crate) struct Disk {
@@ -73,7 +76,7 @@ impl Disk {
 
     /// The group is written: it is visible, and durable as far as somebody asked for that. Answers the
     /// outcomes and the hints that were removed.
-    pub(crate) fn end(&mut self) -> (Vec<(u8, CommitId, Result<(), StoreError>)>, Vec<(HintKey, Hint)>) {
+    pub(crate) fn end(&mut self) -> (Vec<Ended>, Vec<(HintKey, Hint)>) {
         let group = std::mem::take(&mut self.group);
         let sync = group.iter().any(|(_, _, batch)| batch.sync == Sync::Fsync);
         let mut outcomes = Vec::new();
@@ -121,10 +124,14 @@ impl Disk {
             tail.extend(group.into_iter().take(kept).flat_map(|(_, _, batch)| batch.writes));
         }
         if self.fsync {
-            tail.into_iter().for_each(|write| self.visible.apply(write));
+            for write in tail {
+                self.visible.apply(write);
+            }
         } else {
             let kept = rng.below(tail.len() as u64 + 1) as usize;
-            tail.into_iter().take(kept).for_each(|write| self.durable.apply(write));
+            for write in tail.into_iter().take(kept) {
+                self.durable.apply(write);
+            }
             self.visible = self.durable.clone();
         }
     }

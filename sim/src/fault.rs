@@ -94,7 +94,7 @@ impl World {
         self.count("fault: clock jump");
         let drift = self.plan.drift_max;
         let size = self.rng.pick(&[MS, 100 * MS, SECOND, drift / 2, 2 * drift, 600 * SECOND]);
-        let size = self.rng.below(size) as i64;
+        let size = i64::try_from(self.rng.below(size)).unwrap_or(0);
         let offset = &mut self.nodes[node].offset;
         *offset += if self.rng.chance(500) { size } else { -size };
         let offset = *offset;
@@ -146,7 +146,8 @@ impl World {
             }
             if lie || self.rng.chance(600) {
                 let id = self.nodes[other].id;
-                if gone != lie {
+                let dead = gone ^ lie;
+                if dead {
                     believed.insert(id);
                 } else {
                     believed.remove(&id);

@@ -5,8 +5,9 @@ use std::process::ExitCode;
 use std::str::FromStr;
 
 use clap::Parser;
+use torc_protocol::mutant::Mutant;
 use torc_sim::swarm::{Summary, swarm};
-use torc_sim::{Plan, run};
+use torc_sim::{Outcome, Plan, run};
 
 /// Runs torc's protocol core in a simulated world that fails in every way, all drawn from a seed.
 #[derive(Debug, Parser)]
@@ -27,6 +28,9 @@ struct Args {
     /// Stop after so many failing seeds.
     #[arg(long, default_value_t = 10)]
     failures: usize,
+    /// A deliberate bug to be found, by name.
+    #[arg(long, value_parser = mutant)]
+    mutant: Option<Mutant>,
     /// Threads; all cores if 0.
     #[arg(long, default_value_t = 0)]
     threads: usize,
@@ -44,6 +48,11 @@ impl FromStr for Seeds {
     }
 }
 
+fn mutant(name: &str) -> Result<Mutant, String> {
+    let found = Mutant::ALL.into_iter().find(|mutant| format!("{mutant:?}") == name);
+    found.ok_or_else(|| format!("no such mutant; there are {:?}", Mutant::ALL))
+}
+
 fn main() -> ExitCode {
     let args = Args::parse();
     let failed = match args.seed {
@@ -54,7 +63,7 @@ fn main() -> ExitCode {
 }
 
 fn one(seed: u64, args: &Args) -> bool {
-    let plan = Plan::draw(seed, args.ops);
+    let plan = Plan { mutant: args.mutant, ..Plan::draw(seed, args.ops) };
     println!("{plan:#?}");
     let outcome = run(&plan, args.trace);
     for line in &outcome.trace {
@@ -75,12 +84,14 @@ fn many(args: &Args) -> bool {
         0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
         given => given,
     };
-    let summary = swarm(args.seeds.0.clone(), args.ops, threads, args.failures);
+    let tell = |seed, outcome: &Outcome| {
+        if let Some((at, violation)) = &outcome.violation {
+            println!("seed {seed} FAILED at {at} us: {violation}");
+            println!("  replay: cargo run --release -p torc-sim -- --seed {seed} --ops {} --trace", args.ops);
+        }
+    };
+    let summary = swarm(args.seeds.0.clone(), args.ops, (threads, args.failures, args.mutant), tell);
     report(&summary);
-    for (seed, what) in &summary.failures {
-        println!("seed {seed} FAILED {what}");
-        println!("  replay: cargo run --release -p torc-sim -- --seed {seed} --ops {} --trace", args.ops);
-    }
     !summary.failures.is_empty()
 }
 

@@ -3,6 +3,7 @@
 //! Each run has only some of the kinds of faults, at its own rates: rare mixes are found sooner that way
 //! (Groce et al., "Swarm Testing", 2012).
 
+use torc_protocol::mutant::Mutant;
 use torc_protocol::time::{MS, SECOND};
 use torc_ring::{Quorum, ReadRepair};
 
@@ -55,6 +56,8 @@ pub struct Plan {
     pub lingering_max: usize,
     /// What goes wrong.
     pub faults: Faults,
+    /// A deliberate bug in all shards.
+    pub mutant: Option<Mutant>,
 }
 
 /// Rates of faults; 0 where a run has none of a kind.
@@ -132,6 +135,7 @@ impl Plan {
             ops_max: rng.pick(&[3, 1_000, 1_000, 1_000]),
             lingering_max: rng.pick(&[1, 1_000, 1_000]),
             faults: Faults::draw(rng),
+            mutant: None,
         }
     }
 

@@ -3,6 +3,8 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use torc_protocol::mutant::Mutant;
+
 use crate::{Counts, Outcome, Plan, run};
 
 /// What many runs came to.
@@ -35,9 +37,14 @@ impl Summary {
 }
 
 /// Runs all seeds of `seeds` with `ops` operations each, on `threads` threads; stops early after
-/// `failures_max` failures.
+/// `failures_max` failures. `tell` hears of each run as it ends.
 #[must_use]
-pub fn swarm(seeds: std::ops::Range<u64>, ops: u64, threads: usize, failures_max: usize) -> Summary {
+pub fn swarm(
+    seeds: std::ops::Range<u64>,
+    ops: u64,
+    (threads, failures_max, mutant): (usize, usize, Option<Mutant>),
+    tell: impl Fn(u64, &Outcome) + Sync,
+) -> Summary {
     let next = AtomicU64::new(seeds.start);
     let stop = AtomicBool::new(false);
     let summary = Mutex::new(Summary::default());
@@ -47,7 +54,8 @@ pub fn swarm(seeds: std::ops::Range<u64>, ops: u64, threads: usize, failures_max
             if seed >= seeds.end {
                 return;
             }
-            let outcome = run(&Plan::draw(seed, ops), false);
+            let outcome = run(&Plan { mutant, ..Plan::draw(seed, ops) }, false);
+            tell(seed, &outcome);
             let mut summary = summary.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             summary.add(seed, &outcome);
             if summary.failures.len() >= failures_max {

@@ -390,7 +390,7 @@ impl World {
 
     fn output(&mut self, at: Place, output: Output) {
         match output {
-            Output::Reply(request, reply) => self.on_reply(at, request, reply),
+            Output::Reply(request, reply) => self.on_reply(at, request, &reply),
             Output::Send(to, message) => self.send(at, to, &message),
             Output::Read(id, query) => {
                 let after = self.disk_time() / 4;
@@ -601,6 +601,7 @@ impl World {
             settings.hint_age_max = plan.hint_age_max;
             settings.ops_max = plan.ops_max;
             settings.lingering_max = plan.lingering_max;
+            settings.mutant = plan.mutant;
             this.slots.push(Slot {
                 shard: Shard::new(settings, &totals, now),
                 tick_at: None,
@@ -674,7 +675,7 @@ impl World {
         owners.iter().filter_map(|id| self.nodes.iter().position(|node| node.id == *id)).collect()
     }
 
-    pub(crate) fn to_shard(&mut self, node: usize, partition: u16, id: RequestId, request: ClientRequest) {
+    pub(crate) fn hand_over(&mut self, node: usize, partition: u16, id: RequestId, request: ClientRequest) {
         let this = &self.nodes[node];
         let shard = usize::from(partition) % this.slots.len().max(1);
         let at = Place { node, life: this.life, shard: shard as u8 };

@@ -101,7 +101,7 @@ pub(crate) async fn run(
                 }
                 ClusterMail::Input(input) => task.input(input),
             },
-            Some(news) = outlets.news.recv() => task.on_shard(news),
+            Some(news) = outlets.news.recv() => task.on_shard(&news),
             () = changed(&mut view) => task.on_gossip(),
             _ = beat.tick() => task.on_gossip(),
             () = tokio::time::sleep_until(due) => task.input(ClusterInput::Tick),
@@ -115,7 +115,7 @@ async fn changed(view: &mut Option<watch::Receiver<GossipView>>) {
     {
         return;
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 /// Which shards have said the same thing.
@@ -158,9 +158,9 @@ impl ClusterTask {
         Instant::now() + Duration::from_micros(micros)
     }
 
-    fn on_shard(&mut self, news: ShardNews) {
+    fn on_shard(&mut self, news: &ShardNews) {
         let count = self.tools.shards.len();
-        match news {
+        match *news {
             ShardNews::Drained(shard, ring) => {
                 if self.drained.add(shard, ring, count) {
                     self.input(ClusterInput::Drained(ring));

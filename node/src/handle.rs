@@ -210,14 +210,12 @@ impl Handle {
         if state.stopping {
             return Err(NotReady::Stopping);
         }
-        match &state.not_ready {
-            Some(reason) => Err(reason.clone()),
-            None => {
-                let members = self.0.view.read().as_ref().map_or(0, |view| view.config.current.len());
-                let alive = members.saturating_sub(state.dead.len());
-                if 2 * alive > members { Ok(()) } else { Err(NotReady::NoMajority { alive, members }) }
-            }
+        if let Some(reason) = &state.not_ready {
+            return Err(reason.clone());
         }
+        let members = self.0.view.read().as_ref().map_or(0, |view| view.config.current.len());
+        let alive = members.saturating_sub(state.dead.len());
+        if 2 * alive > members { Ok(()) } else { Err(NotReady::NoMajority { alive, members }) }
     }
 
     /// Hands the request to the shard that owns its partition and waits for the answer, which comes by

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use rand::TryRngCore;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
 use torc_protocol::cluster::Cluster;
 use torc_protocol::cluster_io::{
     BootstrapRefusal, CLUSTER_BOUND, ClusterInput, ClusterSettings, Persisted, PersistedError,
@@ -121,6 +122,8 @@ pub(crate) struct Routing {
     shards: usize,
 }
 
+/// How long a dial of a `--join` address may take.
+const CONTACT: Duration = Duration::from_secs(3);
 /// No config yet.
 const NO_BITS: u8 = u8::MAX;
 
@@ -248,6 +251,7 @@ pub async fn run(settings: Settings, stop: impl Future<Output = ()>) -> Result<(
 
     let bounds = own_bounds(&store)?;
     let now = handle.now();
+    let mut shards = JoinSet::new();
     for (index, outlets) in outlets.into_iter().enumerate() {
         let shard = Shard::new(shard_settings(&settings, node, index, bounds)?, &opened.hints, now);
         let tools = Tools {
@@ -259,7 +263,7 @@ pub async fn run(settings: Settings, stop: impl Future<Output = ()>) -> Result<(
             mail: inlets[index].mail.clone(),
             news: news.clone(),
         };
-        tokio::spawn(shard_task::run(shard, tools, outlets));
+        shards.spawn(shard_task::run(shard, tools, outlets));
     }
 
     let fresh = persisted.decided.is_empty();
@@ -282,7 +286,7 @@ pub async fn run(settings: Settings, stop: impl Future<Output = ()>) -> Result<(
         routing,
     };
     let outlets = ClusterOutlets { peers: cluster_peers_rx, mail: cluster_mail_rx, news: news_rx };
-    begin(&settings, fresh, &cluster_mail, &transport)?;
+    begin(&settings, fresh, &cluster_mail, (&transport, &handle))?;
     let mut cluster_run = tokio::spawn(cluster_task::run(cluster, tools, outlets));
     let watcher = tokio::spawn(watch_disk(handle.clone(), store.clone()));
 
@@ -293,10 +297,11 @@ pub async fn run(settings: Settings, stop: impl Future<Output = ()>) -> Result<(
     let result = tokio::select! {
         () = stop => Ok(()),
         ended = &mut cluster_run => match ended {
-            Ok(Ok(())) => Err(NodeError::Stopped),
             Ok(Err(error)) => Err(error),
-            Err(_) => Err(NodeError::Stopped),
+            Ok(Ok(())) | Err(_) => Err(NodeError::Stopped),
         },
+        // A shard that panicked takes its partitions with it: better no node than one that half serves.
+        _ = shards.join_next() => Err(NodeError::Stopped),
     };
     info!("stopping");
     handle.update_state(|state| state.stopping = true);
@@ -477,7 +482,7 @@ fn begin(
     settings: &Settings,
     fresh: bool,
     mail: &mpsc::UnboundedSender<ClusterMail>,
-    transport: &Transport,
+    (transport, handle): (&Transport, &Handle),
 ) -> Result<(), NodeError> {
     match &settings.start {
         Start::Bootstrap if fresh => {
@@ -492,27 +497,34 @@ fn begin(
             let _ = mail.send(ClusterMail::Input(input));
         }
         Start::Join(addresses) => {
-            tokio::spawn(contact(transport.clone(), addresses.clone(), mail.clone()));
+            tokio::spawn(contact(transport.clone(), addresses.clone(), mail.clone(), handle.clone()));
         }
         Start::Resume | Start::Bootstrap => {}
     }
     Ok(())
 }
 
-/// Dials the addresses of `--join` until each has been reached once.
-async fn contact(transport: Transport, addresses: Vec<String>, mail: mpsc::UnboundedSender<ClusterMail>) {
+/// Dials the addresses of `--join`: each until it has been reached once, and all of them again for as
+/// long as the node has no config (those that it reached may have been restarted).
+async fn contact(
+    transport: Transport,
+    addresses: Vec<String>,
+    mail: mpsc::UnboundedSender<ClusterMail>,
+    handle: Handle,
+) {
     let mut reached: Vec<NodeId> = Vec::new();
-    let mut left = addresses;
+    let mut left = addresses.clone();
     let mut pause = Duration::from_millis(50);
-    while !left.is_empty() {
+    loop {
         let mut still = Vec::new();
         for address in left {
-            match tokio::time::timeout(Duration::from_secs(3), transport.dial(&address)).await {
+            match tokio::time::timeout(CONTACT, transport.dial(&address)).await {
                 Ok(Ok(id)) => {
                     if !reached.contains(&id) {
                         reached.push(id);
                     }
-                    if mail.send(ClusterMail::Input(ClusterInput::Contacts(reached.clone()))).is_err() {
+                    let contacts = ClusterInput::Contacts(reached.clone());
+                    if mail.send(ClusterMail::Input(contacts)).is_err() {
                         return;
                     }
                 }
@@ -526,9 +538,13 @@ async fn contact(transport: Transport, addresses: Vec<String>, mail: mpsc::Unbou
                 }
             }
         }
-        left = still;
+        let joined = handle.view().is_some();
+        if joined && still.is_empty() {
+            return;
+        }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(Duration::from_secs(2));
+        left = if joined { still } else { addresses.clone() };
     }
 }
 

@@ -512,7 +512,7 @@ fn shown(text: &str) -> String {
 
 fn line_of(text: &str, span: Option<Range<usize>>) -> usize {
     let until = span.map_or(0, |span| span.start).min(text.len());
-    1 + text[..text.floor_char_boundary(until)]
+    1 + text[..char_boundary(text, until)]
         .matches('\n')
         .count()
 }
@@ -523,4 +523,9 @@ fn is_foreign(variable: &str) -> bool {
         || variable.starts_with("TORC_PORT_")
         || variable.starts_with("TORC_SERVICE_")
         || variable.starts_with("TORC_TEST_")
+}
+
+/// The last boundary between characters at or before `at`.
+fn char_boundary(text: &str, at: usize) -> usize {
+    (0..=at.min(text.len())).rev().find(|&i| text.is_char_boundary(i)).unwrap_or(0)
 }

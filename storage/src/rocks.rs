@@ -9,8 +9,8 @@ use std::thread::JoinHandle;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use rocksdb::{
-    Cache, ColumnFamily, DB, ErrorKind, FlushOptions, ReadOptions, ReadTier, WriteBatch,
-    WriteOptions,
+    Cache, ColumnFamily, DB, DEFAULT_COLUMN_FAMILY_NAME, ErrorKind, FlushOptions, ReadOptions,
+    ReadTier, WriteBatch, WriteOptions, properties,
 };
 use torc_protocol::store::{
     Found, HintTotal, Query, StateKey, StoreError, Sync as SyncPolicy, Write,
@@ -25,7 +25,7 @@ use crate::options::{Durability, Options};
 use crate::place::Place;
 use crate::properties::Properties;
 use crate::schema::{self, FAMILIES, HINTS, RECORDS, States};
-use crate::space::{self, Space};
+use crate::space::{self, Room, Space};
 use crate::tune;
 
 /// A node's store. Clones share it.
@@ -98,7 +98,10 @@ impl Store {
         }
         let cache = tune::cache(&options);
         let rocks = tune::database(&options);
-        let families = FAMILIES.map(|name| (name, tune::family(name, &options, &cache)));
+        // RocksDB's own family stays empty; left to its defaults, it would make recovery from a full disk
+        // wait for 64 MiB of room.
+        let names = FAMILIES.into_iter().chain([DEFAULT_COLUMN_FAMILY_NAME]);
+        let families = names.map(|name| (name, tune::family(name, &options, &cache)));
         let db = DB::open_cf_with_opts(&rocks, place.db(), families)
             .map_err(StorageError::rocks("open the database", place.path()))?;
         let found = db.latest_sequence_number();
@@ -352,6 +355,23 @@ impl Inner {
         }
     }
 
+    /// What may be written now; `None` when RocksDB would let a write wait until compaction has made room,
+    /// which on a full disk it cannot.
+    fn room(&self) -> Option<Room> {
+        let room = self.space.room();
+        if room == Room::All {
+            return Some(room);
+        }
+        let stopped = self
+            .db
+            .property_int_value_cf(self.family(RECORDS), properties::IS_WRITE_STOPPED);
+        if matches!(stopped, Ok(Some(1..))) {
+            self.space.note_refused();
+            return None;
+        }
+        Some(room)
+    }
+
     /// Writes one group and notes how far the log reaches.
     fn write(
         &self,
@@ -448,12 +468,16 @@ impl Backend for Writer {
             outcomes.extend(group.iter().map(|_| Err(StoreError::Failed)));
             return;
         }
-        let room = inner.space.room();
+        let room = inner.room();
+        if room.is_none() {
+            outcomes.extend(group.iter().map(|_| Err(StoreError::Full)));
+            return;
+        }
         let mut sync = inner.options.durability == Durability::Fsync;
         let bytes: usize = group.iter().map(|waiting| waiting.bytes).sum();
         let mut batch = WriteBatch::with_capacity_bytes(bytes + 64);
         for waiting in group {
-            if space::needs(&waiting.batch) > room {
+            if Some(space::needs(&waiting.batch)) > room {
                 outcomes.push(Err(StoreError::Full));
                 continue;
             }

@@ -80,8 +80,14 @@ impl Space {
             self.refresh(&mut sample);
         }
         let free = sample.free.saturating_sub(sample.written_since);
+        // Once full, only with some room to spare is it taken for free again: no flapping at the edge.
+        let needed = if sample.full {
+            self.reserve + self.reserve / 8
+        } else {
+            self.reserve
+        };
         let room = match free {
-            _ if free >= self.reserve => Room::All,
+            _ if free >= needed => Room::All,
             _ if free >= self.reserve / 4 => Room::Deletes,
             _ => Room::State,
         };

@@ -8,13 +8,15 @@ use rocksdb::{
 
 use crate::merge;
 use crate::options::Options;
-use crate::schema::{AGREEMENT, HINTS, RECORDS, STATE};
+use crate::schema::{HINTS, RECORDS};
 
 /// Successive merge operands of a key in the write buffer, from which on they are folded into one value:
 /// bounds what a read of a hot key has to merge. Only done when all operands are in memory.
 const SUCCESSIVE_MERGES_MAX: usize = 16;
 /// Write buffer of the families that see few bytes.
 const SMALL_BUFFER: usize = 1 << 20;
+/// Tables of level 0 that start a compaction (RocksDB's default, named because sizes follow from it).
+const LEVEL0_TABLES: u64 = 4;
 const LOG_FILE_BYTES: usize = 4 << 20;
 
 pub(crate) fn cache(options: &Options) -> Cache {
@@ -69,14 +71,18 @@ pub(crate) fn family(name: &str, options: &Options, cache: &Cache) -> Rocks {
             rocks.set_write_buffer_size(options.write_buffer.max(SMALL_BUFFER));
             rocks.set_merge_operator(merge::NAME, merge::full_merge, merge::full_merge);
             rocks.set_max_successive_merges(SUCCESSIVE_MERGES_MAX);
+            // Level 1 as large as a full level 0: a compaction rewrites no more than needed, and needs no
+            // more room than a few write buffers.
+            let buffer = options.write_buffer.max(SMALL_BUFFER) as u64;
+            rocks.set_target_file_size_base(buffer);
+            rocks.set_max_bytes_for_level_base(LEVEL0_TABLES * buffer);
         }
         HINTS => {
             rocks.set_write_buffer_size((options.write_buffer / 4).max(SMALL_BUFFER));
             // A queue: replay starts where everything is deleted. Tables full of deletions go first.
             rocks.add_compact_on_deletion_collector_factory(1024, 256, 0.25);
         }
-        AGREEMENT | STATE => rocks.set_write_buffer_size(SMALL_BUFFER),
-        _ => {}
+        _ => rocks.set_write_buffer_size(SMALL_BUFFER),
     }
     rocks
 }

@@ -1,9 +1,17 @@
 //! What every store promises, run on RocksDB and on its twin.
 
+// Helpers of tests panic and print like tests.
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
 mod common;
 
 use bytes::Bytes;
-use torc_protocol::store::{Batch, CommitId, Found, HintTotal, Query, StateKey, Sync, Write};
+use torc_protocol::hlc::Hlc;
+use torc_protocol::record::Record;
+use torc_protocol::siblings::{Causal, Dot, Sibling, Siblings};
+use torc_protocol::store::{
+    Batch, CommitId, Found, HintTotal, Query, StateKey, StoreError, Sync, Write,
+};
 use torc_ring::{BucketId, ConfigVersion, NodeId, Token};
 use torc_storage::States;
 
@@ -33,6 +41,7 @@ contract! {
     states_are_found_again_after_a_restart
     an_empty_store_says_so
     states_alone_leave_a_store_empty
+    concurrent_siblings_are_merged
     what_can_never_be_merged_is_corrupt_and_stays_so
     an_empty_batch_is_committed
     what_was_submitted_before_the_committer_ended_is_committed
@@ -486,6 +495,35 @@ fn states_alone_leave_a_store_empty(place: &impl Place) {
     assert!(disk.is_empty().unwrap());
 }
 
+fn concurrent_siblings_are_merged(place: &impl Place) {
+    let (disk, _) = place.open();
+    let mut commits = Commits::of(&disk);
+    let at = key(1, 5, b"k");
+    let mut expected = Siblings::default();
+    for number in 1..=3_u64 {
+        let mut set = Siblings::default();
+        let dot = Dot {
+            node: NodeId(number),
+            epoch: 1,
+            hlc: Hlc(number),
+        };
+        set.write(
+            &Causal::new(),
+            dot,
+            Sibling {
+                write: number.into(),
+                expiry: None,
+                content: None,
+            },
+        );
+        expected.merge(set.clone());
+        commits
+            .write(vec![merge(&at, &set.to_record().unwrap())])
+            .unwrap();
+    }
+    assert_eq!(read(&disk, &at), Ok(Some(expected.to_record().unwrap())));
+}
+
 fn what_can_never_be_merged_is_corrupt_and_stays_so(place: &impl Place) {
     let (disk, _) = place.open();
     let mut commits = Commits::of(&disk);
@@ -497,7 +535,7 @@ fn what_can_never_be_merged_is_corrupt_and_stays_so(place: &impl Place) {
         ])
         .unwrap();
     commits.write(vec![merge(&at, &siblings())]).unwrap();
-    let corrupt = Err(torc_protocol::store::StoreError::Corrupt);
+    let corrupt = Err(StoreError::Corrupt);
     assert_eq!(read(&disk, &at), corrupt);
     commits
         .write(vec![merge(&at, &value(7, b"newer"))])
@@ -511,16 +549,23 @@ fn what_can_never_be_merged_is_corrupt_and_stays_so(place: &impl Place) {
     assert_eq!(read(&disk, &other), Ok(Some(value(1, b"v"))));
 }
 
-/// A record of kind siblings, whatever is in it: made by hand, for its maker is the core's own.
-fn siblings() -> torc_protocol::record::Record {
-    let mut bytes = value(1, b"").as_bytes().to_vec();
-    bytes[1] = 3;
-    let mut hasher = xxhash_rust::xxh3::Xxh3::with_seed(3);
-    hasher.update(&bytes[2..18]);
-    hasher.update(&bytes[26..]);
-    let hash = hasher.digest();
-    bytes[18..26].copy_from_slice(&hash.to_be_bytes());
-    torc_protocol::record::Record::parse(bytes.into()).expect("an empty set of siblings")
+fn siblings() -> Record {
+    let mut set = Siblings::default();
+    let dot = Dot {
+        node: NodeId(1),
+        epoch: 1,
+        hlc: Hlc(1),
+    };
+    set.write(
+        &Causal::new(),
+        dot,
+        Sibling {
+            write: 1,
+            expiry: None,
+            content: None,
+        },
+    );
+    set.to_record().unwrap()
 }
 
 fn an_empty_batch_is_committed(place: &impl Place) {

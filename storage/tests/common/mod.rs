@@ -1,5 +1,8 @@
 //! What the tests of the store share.
-#![allow(dead_code)] // each test uses its part
+// Each test uses its part of it.
+#![allow(dead_code, unreachable_pub)]
+
+pub mod rng;
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -81,6 +84,14 @@ impl OnDisk {
             dir: tempfile::tempdir().unwrap(),
             adjust,
         }
+    }
+
+    /// In a file system in memory where there is one: for tests of what is done, not of what lasts.
+    pub fn in_memory(adjust: fn(&mut Options)) -> Self {
+        let dir = tempfile::tempdir_in("/dev/shm")
+            .or_else(|_| tempfile::tempdir())
+            .unwrap();
+        Self { dir, adjust }
     }
 
     pub fn options(&self) -> Options {

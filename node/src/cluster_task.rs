@@ -35,6 +35,8 @@ const DIAL: Duration = Duration::from_secs(3);
 pub(crate) enum ClusterMail {
     Committed(Vec<(CommitId, Result<(), StoreError>)>),
     Input(ClusterInput),
+    /// The node may not go on.
+    Fatal(Box<NodeError>),
 }
 
 /// The other ends of the cluster machine's ways in.
@@ -100,6 +102,7 @@ pub(crate) async fn run(
                     }
                 }
                 ClusterMail::Input(input) => task.input(input),
+                ClusterMail::Fatal(error) => return Err(*error),
             },
             Some(news) = outlets.news.recv() => task.on_shard(&news),
             () = changed(&mut view) => task.on_gossip(),

@@ -7,6 +7,7 @@ pub mod config;
 pub mod gossip;
 pub mod handle;
 pub mod http;
+mod join;
 pub mod logs;
 pub mod metrics;
 pub mod pki;

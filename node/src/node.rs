@@ -28,6 +28,7 @@ use crate::config::{Durability, Settings, Start};
 use crate::gossip::GossipError;
 use crate::handle::{Handle, Parts};
 use crate::http::HttpError;
+use crate::join;
 use crate::metrics::Metrics;
 use crate::pki::{self, PkiError};
 use crate::shard_task::{self, Inlets, Mail, Outlets, PEER_BATCHES_MAX, SUBMISSIONS_MAX, Tools};
@@ -122,8 +123,6 @@ pub(crate) struct Routing {
     shards: usize,
 }
 
-/// How long a dial of a `--join` address may take.
-const CONTACT: Duration = Duration::from_secs(3);
 /// No config yet.
 const NO_BITS: u8 = u8::MAX;
 
@@ -247,6 +246,10 @@ pub async fn run(settings: Settings, stop: impl Future<Output = ()>) -> Result<(
         Arc::new(switchboard),
     )?;
 
+    if let Some(known) = persisted.decided.last() {
+        // Before the first dial: a node of this cluster greets as one.
+        transport.set_cluster(known.cluster);
+    }
     handle.set_parts(Parts { store: store.clone(), transport: transport.clone() });
 
     let bounds = own_bounds(&store)?;
@@ -497,55 +500,11 @@ fn begin(
             let _ = mail.send(ClusterMail::Input(input));
         }
         Start::Join(addresses) => {
-            tokio::spawn(contact(transport.clone(), addresses.clone(), mail.clone(), handle.clone()));
+            tokio::spawn(join::contact(transport.clone(), addresses.clone(), mail.clone(), handle.clone()));
         }
         Start::Resume | Start::Bootstrap => {}
     }
     Ok(())
-}
-
-/// Dials the addresses of `--join`: each until it has been reached once, and all of them again for as
-/// long as the node has no config (those that it reached may have been restarted).
-async fn contact(
-    transport: Transport,
-    addresses: Vec<String>,
-    mail: mpsc::UnboundedSender<ClusterMail>,
-    handle: Handle,
-) {
-    let mut reached: Vec<NodeId> = Vec::new();
-    let mut left = addresses.clone();
-    let mut pause = Duration::from_millis(50);
-    loop {
-        let mut still = Vec::new();
-        for address in left {
-            match tokio::time::timeout(CONTACT, transport.dial(&address)).await {
-                Ok(Ok(id)) => {
-                    if !reached.contains(&id) {
-                        reached.push(id);
-                    }
-                    let contacts = ClusterInput::Contacts(reached.clone());
-                    if mail.send(ClusterMail::Input(contacts)).is_err() {
-                        return;
-                    }
-                }
-                Ok(Err(error)) => {
-                    warn!(%address, %error, "cannot reach a node to join, trying again");
-                    still.push(address);
-                }
-                Err(_) => {
-                    warn!(%address, "a node to join does not answer, trying again");
-                    still.push(address);
-                }
-            }
-        }
-        let joined = handle.view().is_some();
-        if joined && still.is_empty() {
-            return;
-        }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(Duration::from_secs(2));
-        left = if joined { still } else { addresses.clone() };
-    }
 }
 
 /// Follows the disk's state: full or not, and what RocksDB says of itself.

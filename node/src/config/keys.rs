@@ -276,7 +276,7 @@ pub(super) static KEYS: &[Key] = &[
         "limits.requests",
         Kind::Number(1..=1_000_000),
         "1024",
-        "Requests in work at a time; more are refused with 503.",
+        "Requests in work at a time; more are refused with 429.",
     ),
     key(
         "limits.header_timeout",

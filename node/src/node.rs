@@ -20,7 +20,7 @@ use torc_protocol::shard::{Shard, ShardSettings};
 use torc_protocol::store::{Batch, CommitId, StateKey, StoreError, Sync, Write};
 use torc_ring::config::Secret;
 use torc_ring::{ClusterId, Member, NodeId};
-use torc_storage::{Committer, States, StorageError, Store};
+use torc_storage::{Committer, Deliver, Observe, States, StorageError, Store};
 use tracing::{info, warn};
 
 use crate::cluster_task::{self, ClusterMail, ClusterOutlets, ClusterTools};
@@ -221,7 +221,7 @@ pub async fn run(settings: Settings, stop: impl Future<Output = ()>) -> Result<(
     let (cluster_peers, cluster_peers_rx) = mpsc::channel(cluster_task::PEERS_MAX);
     let (cluster_mail, mut cluster_mail_rx) = mpsc::unbounded_channel();
     let (news, news_rx) = mpsc::unbounded_channel();
-    let committer = start_committer(&store, &inlets, &cluster_mail)?;
+    let committer = start_committer(&store, &inlets, &cluster_mail, &metrics)?;
     let node = identity(&store, &settings, (&committer, &mut cluster_mail_rx)).await?;
     let persisted = read_state(&store, own_member(&settings, node))?;
     check_start(&settings, &persisted)?;
@@ -343,16 +343,18 @@ fn start_committer(
     store: &Store,
     inlets: &[Inlets],
     cluster: &mpsc::UnboundedSender<ClusterMail>,
+    metrics: &Arc<Metrics>,
 ) -> Result<Committer, NodeError> {
-    let (shards, cluster) = (inlets.to_vec(), cluster.clone());
-    let committer = store.committer(Arc::new(move |index: usize, results| {
+    let (shards, cluster, metrics) = (inlets.to_vec(), cluster.clone(), Arc::clone(metrics));
+    let deliver: Deliver = Arc::new(move |index: usize, results| {
         // A receiver is gone only when the node has stopped.
         let _ = match shards.get(index) {
             Some(shard) => shard.mail.send(Mail::Committed(results)).is_ok(),
             None => cluster.send(ClusterMail::Committed(results)).is_ok(),
         };
-    }))?;
-    Ok(committer)
+    });
+    let observe: Observe = Arc::new(move |batches, took| metrics.on_commit(batches, took));
+    Ok(store.committer_observed(deliver, Some(observe))?)
 }
 
 async fn resolve(address: &str) -> Result<std::net::SocketAddr, NodeError> {

@@ -9,6 +9,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 use torc_protocol::store::{Batch, CommitId, StoreError, Write};
@@ -16,6 +17,9 @@ use torc_protocol::store::{Batch, CommitId, StoreError, Write};
 /// Takes the outcomes of one shard's batches of one group, in the order of their submission. Called on the
 /// committer's thread: it must not block.
 pub type Deliver = Arc<dyn Fn(usize, Vec<(CommitId, Result<(), StoreError>)>) + Send + Sync>;
+
+/// Is told of each group after it was written: how many batches it had, and how long the write took.
+pub type Observe = Arc<dyn Fn(usize, Duration) + Send + Sync>;
 
 /// Greatest number of batches in one write.
 const GROUP_BATCHES_MAX: usize = 4096;
@@ -71,7 +75,7 @@ impl Committer {
     pub(crate) fn start(
         limits: Limits,
         backend: impl Backend,
-        deliver: Deliver,
+        (deliver, observe): (Deliver, Option<Observe>),
     ) -> std::io::Result<(Self, JoinHandle<()>)> {
         let shared = Arc::new(Shared {
             queue: Mutex::default(),
@@ -81,7 +85,7 @@ impl Committer {
         let of_thread = shared.clone();
         let thread = std::thread::Builder::new()
             .name("torc-commit".into())
-            .spawn(move || run(&of_thread, backend, &deliver))?;
+            .spawn(move || run(&of_thread, backend, &deliver, observe.as_ref()))?;
         Ok((
             Self {
                 handle: Arc::new(Handle { shared }),
@@ -173,11 +177,20 @@ impl Shared {
     }
 }
 
-fn run(shared: &Shared, mut backend: impl Backend, deliver: &Deliver) {
+fn run(
+    shared: &Shared,
+    mut backend: impl Backend,
+    deliver: &Deliver,
+    observe: Option<&Observe>,
+) {
     let (mut group, mut outcomes) = (Vec::new(), Vec::new());
     let mut by_shard: Vec<Vec<(CommitId, Result<(), StoreError>)>> = Vec::new();
     while shared.next_group(&mut group).is_some() {
+        let started = Instant::now();
         backend.write(&group, &mut outcomes);
+        if let Some(observe) = observe {
+            observe(group.len(), started.elapsed());
+        }
         assert_eq!(group.len(), outcomes.len(), "each batch has one outcome");
         for (waiting, outcome) in group.drain(..).zip(outcomes.drain(..)) {
             if by_shard.len() <= waiting.shard {

@@ -107,7 +107,7 @@ impl MemStore {
         let backend = MemWriter {
             shared: self.shared.clone(),
         };
-        let (committer, _) = Committer::start(limits, backend, deliver)
+        let (committer, _) = Committer::start(limits, backend, (deliver, None))
             .map_err(StorageError::io("start the committer for", "memory"))?;
         Ok(committer)
     }

@@ -17,7 +17,7 @@ use torc_protocol::store::{
 };
 use torc_ring::NodeId;
 
-use crate::commit::{self, Backend, Committer, Deliver, Limits, Waiting};
+use crate::commit::{self, Backend, Committer, Deliver, Limits, Observe, Waiting};
 use crate::error::{Fatal, FatalStep, StorageError};
 use crate::keeper::Keeper;
 use crate::mark::{self, Mark, Progress};
@@ -157,6 +157,18 @@ impl Store {
     /// # Errors
     /// When it runs already, or the system gives no thread.
     pub fn committer(&self, deliver: Deliver) -> Result<Committer, StorageError> {
+        self.committer_observed(deliver, None)
+    }
+
+    /// [`Store::committer`], with somebody who is told of each group.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn committer_observed(
+        &self,
+        deliver: Deliver,
+        observe: Option<Observe>,
+    ) -> Result<Committer, StorageError> {
         let mut running = self.inner.committer.lock();
         if running.is_some() {
             return Err(StorageError::CommitterRuns);
@@ -168,7 +180,7 @@ impl Store {
             group_bytes: options.group_bytes,
         };
         let (committer, thread) =
-            Committer::start(limits, Writer::new(self.inner.clone()), deliver)
+            Committer::start(limits, Writer::new(self.inner.clone()), (deliver, observe))
                 .map_err(StorageError::io("start the committer for", &options.path))?;
         *running = Some(Running {
             shared: committer.shared().clone(),

@@ -42,6 +42,8 @@ pub struct Options {
     pub durability: &'static str,
     /// Further arguments of `torc serve`.
     pub arguments: Vec<String>,
+    /// Variables of the environment of `torc serve`, names and values.
+    pub environment: Vec<(String, String)>,
     /// Content of a `torc.toml` for all nodes.
     pub config: Option<String>,
 }
@@ -53,6 +55,7 @@ impl Default for Options {
         Self {
             durability: "os",
             arguments: Vec::new(),
+            environment: Vec::new(),
             config: None,
         }
     }
@@ -204,7 +207,7 @@ impl Cluster {
         for node in &self.nodes {
             node.signal(Signal::SIGKILL);
         }
-        for node in &mut self.nodes {
+        for node in self.nodes.iter_mut().filter(|node| node.is_launched()) {
             node.wait_exit(READY_MAX);
         }
     }

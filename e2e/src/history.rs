@@ -52,6 +52,8 @@ pub struct Operation {
     pub returned_ns: u64,
     /// What came back.
     pub outcome: Outcome,
+    /// What else the answer said (the version, say); for people, not for the checker.
+    pub note: Option<Arc<str>>,
 }
 
 impl fmt::Display for Operation {
@@ -71,10 +73,11 @@ impl fmt::Display for Operation {
         };
         write!(
             f,
-            "client {:>3}  [{:>12.3} .. {:>12.3} ms]  {asked:<20} {answer}",
+            "client {:>3}  [{:>12.3} .. {:>12.3} ms]  {asked:<20} {answer:<20} {}",
             self.client,
             ms(self.invoked_ns),
             ms(self.returned_ns),
+            self.note.as_deref().unwrap_or_default(),
         )
     }
 }
@@ -106,16 +109,16 @@ impl Recorder {
         self.began.elapsed().as_nanos() as u64
     }
 
-    /// Runs `ask` and records it with the times around it.
+    /// Runs `ask`, which answers with the outcome and a note, and records it with the times around it.
     pub fn run(
         &self,
         client: u32,
         key: &Arc<str>,
         call: Call,
-        ask: impl FnOnce() -> Outcome,
+        ask: impl FnOnce() -> (Outcome, Option<Arc<str>>),
     ) -> Outcome {
         let invoked_ns = self.now_ns();
-        let outcome = ask();
+        let (outcome, note) = ask();
         let operation = Operation {
             client,
             key: Arc::clone(key),
@@ -123,6 +126,7 @@ impl Recorder {
             invoked_ns,
             returned_ns: self.now_ns(),
             outcome: outcome.clone(),
+            note,
         };
         self.operations
             .lock()

@@ -65,6 +65,12 @@ impl Node {
             Formation::Known => {}
         }
         command.args(&self.options.arguments);
+        command.envs(
+            self.options
+                .environment
+                .iter()
+                .map(|(name, value)| (name, value)),
+        );
         let log = open_log(&self.log);
         command.stdin(Stdio::null()).stderr(log.1).stdout(log.0);
         self.child = Some(spawn(command));

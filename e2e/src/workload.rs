@@ -179,9 +179,11 @@ impl Load {
                 let request = Request::get(&format!("/kv/default/{key}?r=quorum"));
                 let mut failed = None;
                 self.recorder.run(id, &key, Call::Get, || {
-                    let (outcome, failure) = judge(&Call::Get, client.send(&request));
+                    let answer = client.send(&request);
+                    let note = note(*reader, &answer);
+                    let (outcome, failure) = judge(&Call::Get, answer);
                     failed = failure;
-                    outcome
+                    (outcome, Some(note))
                 });
                 if let Some(failure) = failed {
                     panic!("reading {key} from {reader} after the load: {failure}");
@@ -249,9 +251,10 @@ impl Worker {
         let mut failed = None;
         self.recorder.run(self.id, &key, call.clone(), || {
             let answer = client.send(&request);
+            let note = note(*address, &answer);
             let (outcome, failure) = judge(&call, answer);
             failed = failure;
-            outcome
+            (outcome, Some(note))
         });
         if let Some(what) = failed {
             let what = format!("{} {}: {what}", request.method(), request.target());
@@ -271,6 +274,21 @@ impl Worker {
         } else if !self.mix.pace.is_zero() {
             thread::sleep(self.mix.pace);
         }
+    }
+}
+
+/// Who was asked, and which version the answer is about.
+fn note(node: SocketAddr, answer: &Result<Response, HttpError>) -> Arc<str> {
+    let port = node.port();
+    match answer {
+        Ok(response) => {
+            let version = response.header("etag").unwrap_or("no etag");
+            let superseded = response
+                .header("x-torc-superseded")
+                .map_or("", |_| " superseded");
+            format!("{port} {} {version}{superseded}", response.status).into()
+        }
+        Err(_) => format!("{port}").into(),
     }
 }
 

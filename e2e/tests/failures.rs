@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use torc_e2e::cluster::{Cluster, Formation, Node, Options, READY_MAX};
+use torc_e2e::cluster::{Cluster, Formation, Node, Options, READY_MAX, shown};
 use torc_e2e::http::Request;
 use torc_e2e::linearize::check;
 use torc_e2e::workload::{Load, Mix, Seen, is_long, seed};
@@ -49,8 +49,24 @@ fn wait_until_ns(load: &Load, end: u64) {
     });
 }
 
+/// How the third node goes away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Away {
+    Killed,
+    Paused,
+}
+
 #[test]
 fn a_node_killed_under_load_fails_no_request_after_the_patience_and_catches_up() {
+    away_under_load(Away::Killed);
+}
+
+#[test]
+fn a_node_paused_under_load_fails_no_request_after_the_patience_and_catches_up() {
+    away_under_load(Away::Paused);
+}
+
+fn away_under_load(away: Away) {
     let _alone = alone();
     let mut cluster = Cluster::start(3, Options::default());
     let survivors = cluster.addresses()[..2].to_vec();
@@ -68,15 +84,23 @@ fn a_node_killed_under_load_fails_no_request_after_the_patience_and_catches_up()
         "requests failed while all nodes were well"
     );
 
-    let killed_ns = load.now_ns();
-    cluster.nodes[2].kill();
-    let patient_ns = killed_ns + PATIENCE.as_nanos() as u64;
+    let gone_ns = load.now_ns();
+    match away {
+        Away::Killed => cluster.nodes[2].kill(),
+        Away::Paused => cluster.nodes[2].pause(),
+    }
+    let patient_ns = gone_ns + PATIENCE.as_nanos() as u64;
     wait_until_ns(&load, patient_ns);
     all_three_are_refused(&cluster.nodes[0]);
     wait_operations(&load, 500);
-    cluster.nodes[0].wait_metric("torc_hints_waiting", &[], |waiting| waiting > 0.0);
+    for node in &cluster.nodes[..2] {
+        node.wait_metric("torc_hints_waiting", &[], |waiting| waiting > 0.0);
+    }
 
-    cluster.nodes[2].start(&Formation::Known);
+    match away {
+        Away::Killed => cluster.nodes[2].start(&Formation::Known),
+        Away::Paused => cluster.nodes[2].resume(),
+    }
     for node in &cluster.nodes[..2] {
         node.wait_metric("torc_hints_waiting", &[], |waiting| waiting == 0.0);
     }
@@ -98,6 +122,52 @@ fn a_node_killed_under_load_fails_no_request_after_the_patience_and_catches_up()
     );
     assert_linearizable(&seen, &cluster);
     the_third_has_the_newest(&cluster, &mix);
+}
+
+#[test]
+fn hints_survive_the_death_of_those_that_keep_them() {
+    let _alone = alone();
+    let mut cluster = Cluster::start(3, Options::default());
+    let target = |number: usize| format!("/kv/default/hinted-{number}");
+    for number in 0..50 {
+        cluster.nodes[number % 3].put(&target(number), "old");
+    }
+    cluster.nodes[2].kill();
+    for number in 0..50 {
+        let node = &cluster.nodes[number % 2];
+        if number % 5 == 0 {
+            let deleted = node.ask(&Request::delete(&target(number)));
+            assert!(
+                matches!(&deleted, Ok(answer) if answer.status == 204),
+                "{}",
+                shown(deleted)
+            );
+        } else {
+            node.put(&target(number), format!("new {number}"));
+        }
+    }
+    // A write is acknowledged before the replica that misses it is given up; only what is a hint by
+    // now can survive as one.
+    for node in &cluster.nodes[..2] {
+        node.wait_metric("torc_hints_waiting", &[], |waiting| waiting >= 25.0);
+    }
+    cluster.kill_all();
+    cluster.restart_all();
+    for number in 0..50 {
+        let target = format!("{}?r=one", target(number));
+        let expected = (number % 5 != 0).then(|| format!("new {number}").into_bytes());
+        wait::until(
+            &format!("the hint for {target}"),
+            READY_MAX,
+            || match cluster.nodes[2].get(&target) {
+                own if own == expected => Ok(()),
+                own => Err(format!("{own:?} instead of {expected:?}")),
+            },
+        );
+    }
+    for node in &cluster.nodes[..2] {
+        node.wait_metric("torc_hints_waiting", &[], |waiting| waiting == 0.0);
+    }
 }
 
 #[track_caller]

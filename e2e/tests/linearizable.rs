@@ -1,5 +1,5 @@
 //! Puts and gets over all nodes with r = w = quorum are linearizable per key while nodes are killed
-//! and paused. `TORC_LONG=1` runs ten minutes instead of half a minute.
+//! and paused. `TORC_LONG=1` runs ten minutes each, `TORC_SECONDS` as long as it says.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -73,20 +73,44 @@ fn inject(cluster: &mut Cluster, fault: Fault, load: &Load, random: &mut Random)
     }
 }
 
+/// How long faults are injected: `TORC_SECONDS`, else ten minutes in the long form.
+fn duration(short: u64) -> Duration {
+    let given = std::env::var("TORC_SECONDS")
+        .ok()
+        .and_then(|seconds| seconds.parse().ok());
+    Duration::from_secs(given.unwrap_or(if is_long() { 600 } else { short }))
+}
+
 #[test]
-fn quorum_reads_and_writes_are_linearizable_while_nodes_are_killed_and_paused() {
+fn three_nodes_are_linearizable_while_they_are_killed_and_paused() {
     let _alone = alone();
-    let time = Duration::from_secs(if is_long() { 600 } else { 30 });
+    run(3, "os", duration(25));
+}
+
+#[test]
+fn five_nodes_are_linearizable_while_they_are_killed_and_paused() {
+    let _alone = alone();
+    // Here most requests reach a node that does not own the key.
+    run(5, "fsync", duration(15));
+}
+
+fn run(nodes: usize, durability: &'static str, time: Duration) {
     let seed = seed();
     let mut random = Random(seed);
-    let mut cluster = Cluster::start(3, Options::default());
+    let mut cluster = Cluster::start(
+        nodes,
+        Options {
+            durability,
+            ..Options::default()
+        },
+    );
     let mix = Mix {
         clients: 12,
         operations_max: usize::MAX,
         get_query: "r=quorum&deadline=1s",
         put_query: "w=quorum&deadline=1s",
         timeout: Duration::from_millis(1_500),
-        pace: Duration::from_millis(if is_long() { 5 } else { 1 }),
+        pace: Duration::from_millis(if time.as_secs() > 60 { 5 } else { 1 }),
         ..Mix::default()
     };
     let load = Load::start(&cluster.addresses(), &mix, seed);
@@ -95,10 +119,8 @@ fn quorum_reads_and_writes_are_linearizable_while_nodes_are_killed_and_paused() 
     let mut injected: BTreeMap<Fault, u32> = BTreeMap::new();
     for number in 0.. {
         // Each kind once, then as the dice fall.
-        let fault = FAULTS
-            .get(number)
-            .copied()
-            .unwrap_or_else(|| FAULTS[random.below(FAULTS.len())]);
+        let dice = FAULTS[random.below(FAULTS.len())];
+        let fault = FAULTS.get(number).copied().unwrap_or(dice);
         if number >= FAULTS.len() && began.elapsed() >= time {
             break;
         }
@@ -106,7 +128,7 @@ fn quorum_reads_and_writes_are_linearizable_while_nodes_are_killed_and_paused() 
         *injected.entry(fault).or_default() += 1;
         let_run(&load, Duration::from_millis(500));
     }
-    cluster.wait_members(3);
+    cluster.wait_members(nodes);
     let seen = load.finish_reading(&cluster.addresses());
     eprintln!(
         "{injected:?}, {} succeeded, {} failed",

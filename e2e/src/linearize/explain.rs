@@ -1,9 +1,8 @@
 //! Makes a counterexample short: what remains of it is impossible on its own.
 //!
 //! Only removals that cannot make a possible history impossible are tried: a read; a put together
-//! with every read of its value; a delete that was certainly overwritten before any read that saw
-//! nothing; all deletes together with all reads that saw nothing. So whoever reads the result may
-//! trust it without the rest.
+//! with every read of its value; a delete that no read could have seen; all deletes together with all
+//! reads that saw nothing. So whoever reads the result may trust it without the rest.
 
 use std::sync::Arc;
 
@@ -180,14 +179,14 @@ impl Shortening {
         }
     }
 
-    /// Drops reads and overwritten deletes, one at a time.
+    /// Drops reads and deletes that explain nothing, one at a time.
     fn drop_one_by_one(&mut self) {
         let mut index = 0;
         while index < self.operations.len() {
             let operation = &self.operations[index];
             let may_go = match operation.call {
                 Call::Get => true,
-                Call::Delete => self.is_overwritten(operation),
+                Call::Delete => self.is_idle(operation),
                 Call::Put(_) => false,
             };
             let mut rest = self.operations.clone();
@@ -200,20 +199,23 @@ impl Shortening {
         }
     }
 
-    /// Whether an acknowledged put lies between this delete and every read that it could explain.
-    fn is_overwritten(&self, delete: &Operation) -> bool {
-        if delete.outcome != Outcome::Written {
-            return false;
-        }
-        let first_after = |put: &Operation| {
-            self.operations
-                .iter()
-                .filter(|op| is_absent_read(op) && op.returned_ns >= delete.invoked_ns)
-                .all(|read| put.returned_ns < read.invoked_ns)
-        };
-        self.operations
+    /// Whether this delete explains nothing: no read that saw nothing could follow it, or an
+    /// acknowledged put lies between it and every such read.
+    fn is_idle(&self, delete: &Operation) -> bool {
+        let mut reads = self
+            .operations
             .iter()
-            .filter(|op| matches!(op.call, Call::Put(_)) && op.outcome == Outcome::Written)
-            .any(|put| put.invoked_ns > delete.returned_ns && first_after(put))
+            .filter(|op| is_absent_read(op) && op.returned_ns >= delete.invoked_ns)
+            .peekable();
+        if reads.peek().is_none() {
+            return true;
+        }
+        let first = reads.map(|read| read.invoked_ns).min().unwrap_or(0);
+        delete.outcome == Outcome::Written
+            && self
+                .operations
+                .iter()
+                .filter(|op| matches!(op.call, Call::Put(_)) && op.outcome == Outcome::Written)
+                .any(|put| put.invoked_ns > delete.returned_ns && put.returned_ns < first)
     }
 }

@@ -44,6 +44,7 @@ fn operation(line: &str) -> Operation {
         invoked_ns: from.parse().expect("a time"),
         returned_ns: to.parse().expect("a time"),
         outcome,
+        note: None,
     }
 }
 
@@ -305,6 +306,7 @@ fn random_execution(rng: &mut StdRng, clients: u32, each: usize, unknown: f64) -
             invoked_ns,
             returned_ns,
             outcome,
+            note: None,
         });
     }
     operations
@@ -395,6 +397,7 @@ fn small_history() -> impl Strategy<Value = Vec<Operation>> {
                     invoked_ns: *from,
                     returned_ns: from + length,
                     outcome,
+                    note: None,
                 }
             })
             .collect()

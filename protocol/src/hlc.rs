@@ -28,6 +28,9 @@ pub const BOUND_RENEW: u64 = 5 * SECOND;
 /// Room above a clock that runs ahead of the physical one, in microseconds: a node that is killed and
 /// restarted again and again must not run away by [`BOUND_AHEAD`] each time.
 pub const BOUND_LEAD: u64 = SECOND;
+/// The bound lies at least this far above what was minted or heard, in microseconds, however far that
+/// is ahead of the physical clock.
+pub const BOUND_MARGIN: u64 = SECOND;
 
 impl Hlc {
     /// The first timestamp of a microsecond.
@@ -218,6 +221,21 @@ mod tests {
             bound = clock.bound();
         }
         assert!(bound.micros() < wall.0 + 40 * SECOND, "20 restarts within no time");
+    }
+
+    #[test]
+    fn quick_restarts_do_not_carry_the_clock_away() {
+        let mut bound = Hlc(0);
+        let mut wall = Wall(100 * SECOND);
+        for _ in 0..100 {
+            let mut clock = HlcClock::new(0, bound, 60 * SECOND);
+            clock.renewal(wall).expect("a start raises the bound");
+            clock.on_bound_durable();
+            clock.mint(wall).expect("minted");
+            bound = clock.bound();
+            wall.0 += SECOND;
+        }
+        assert!(bound.micros() <= wall.0 + BOUND_AHEAD + BOUND_MARGIN, "{} s ahead", (bound.micros() - wall.0) / SECOND);
     }
 
     #[test]

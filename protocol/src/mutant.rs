@@ -28,15 +28,13 @@ pub enum Mutant {
     DoubtForgotten,
     /// 54: a write that lost to a newer one is not told so.
     SupersededUntold,
-    /// 55: a restarted replica believes that nothing newer than its clock can be stored.
-    NewestForgotten,
-    /// 56: a read is content with one answer fewer than it requires.
+    /// 55: a read is content with one answer fewer than it requires.
     ReadQuorumShort,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 12] = [
         Self::AckBeforeCommit,
         Self::BoundNotPersisted,
         Self::RetryRemints,
@@ -48,7 +46,6 @@ impl Mutant {
         Self::HintForgotten,
         Self::DoubtForgotten,
         Self::SupersededUntold,
-        Self::NewestForgotten,
         Self::ReadQuorumShort,
     ];
 }

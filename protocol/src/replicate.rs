@@ -84,12 +84,10 @@ impl Replica {
     pub(crate) fn new(core: &Core) -> Self {
         // Whatever an earlier life stored was within the drift of its clock; see the module's invariant.
         let horizon = Hlc::from_micros(core.now.wall.0.saturating_add(core.settings.drift_max));
-        let newest =
-            if core.has(Mutant::NewestForgotten) { Hlc(0) } else { horizon.max(core.settings.durable_bound) };
         Self {
             reads: BTreeMap::new(),
             commits: BTreeMap::new(),
-            newest: vec![newest; SLOTS],
+            newest: vec![horizon.max(core.settings.durable_bound); SLOTS],
             watches: BTreeMap::new(),
             watch_count: 0,
         }

@@ -129,7 +129,8 @@ impl Plan {
             ],
             ttl: rng.chance(200),
             think: rng.pick(&[0, MS, 5 * MS, 20 * MS, 200 * MS]),
-            drift_max: rng.pick(&[5, 60]) * SECOND,
+            // Less than the clock bound is ahead would keep a restarted node from writing.
+            drift_max: rng.pick(&[15, 60]) * SECOND,
             hint_bytes_max: rng.pick(&[500, 5_000, 1 << 20, 1 << 20, 1 << 20]),
             hint_age_max: rng.pick(&[5 * SECOND, 10_800 * SECOND, 10_800 * SECOND]),
             ops_max: rng.pick(&[3, 1_000, 1_000, 1_000]),

@@ -19,7 +19,7 @@ fn broken(mutant: Mutant) -> &'static [Invariant] {
         Mutant::HintDroppedSilently => &[I::Converge],
         Mutant::AcksKeptAcrossRings => &[I::OneRing],
         Mutant::DoubtForgotten => &[I::Genuine],
-        Mutant::SupersededUntold | Mutant::NewestForgotten => &[I::Order],
+        Mutant::SupersededUntold => &[I::Order],
         Mutant::ReadQuorumShort => &[I::Order, I::Durable],
     }
 }

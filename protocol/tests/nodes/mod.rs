@@ -600,6 +600,7 @@ pub fn get(key: &[u8]) -> ClientOp {
     ClientOp::Get { key: Bytes::copy_from_slice(key), r: None }
 }
 
+#[allow(clippy::needless_pass_by_value)] // takes what `reply` gives
 pub fn stored(reply: Option<ClientReply>) -> Option<Digest> {
     match reply {
         Some(ClientReply::Stored { digest, .. }) => Some(digest),

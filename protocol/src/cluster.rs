@@ -36,7 +36,7 @@ use crate::cluster_io::{
     ClusterOutput, ClusterSettings, Persisted,
 };
 use crate::cluster_message::ClusterMessage;
-use crate::hlc::{Hlc, HlcClock};
+use crate::hlc::{Hlc, HlcClock, Pace};
 use crate::message::{PeerBody, PeerMessage};
 use crate::rng::Rng;
 use crate::store::{Batch, CommitId, StateKey, StoreError, Sync, Write};
@@ -111,7 +111,7 @@ impl Cluster {
     #[must_use]
     pub fn new(persisted: Persisted, settings: ClusterSettings, now: Now) -> Self {
         let mut rng = Rng::new(settings.rng_seed ^ persisted.node.0.rotate_left(32));
-        let clock = HlcClock::new(CLUSTER_CLOCK_SHARD, persisted.own_bound, settings.drift_max);
+        let clock = HlcClock::new(CLUSTER_CLOCK_SHARD, persisted.own_bound, settings.drift_max, Pace::BALLOTS);
         let latest = persisted.decided.last().cloned();
         let next_version = latest.as_ref().map_or(0, |config| config.version.0) + 1;
         let mut cluster = Self {

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use torc_ring::{Bucket, NodeId, PartitionId, RingVersion};
 
 use crate::client::{ClientReply, RequestId};
-use crate::hlc::{Hlc, HlcClock};
+use crate::hlc::{Hlc, HlcClock, Pace};
 use crate::latency::Latencies;
 use crate::mutant::Mutant;
 use crate::message::{OpId, PeerBody, PeerMessage, RecordKey, Reply, ReplyKind, Request, RequestKind};
@@ -95,6 +95,9 @@ pub(crate) enum Timer {
     Housekeeping,
 }
 
+/// How long a start waits for the physical clock to pass the bound of the earlier life, in microseconds.
+const CLOCK_WAIT: u64 = 3 * SECOND;
+
 /// Interval of housekeeping, in microseconds.
 pub(crate) const HOUSEKEEPING: u64 = 250 * MS;
 
@@ -115,6 +118,7 @@ pub(crate) struct Core {
     pub(crate) loopback: VecDeque<PeerMessage>,
     pub(crate) timers: BTreeSet<(Mono, Timer)>,
     bound_commit: Option<CommitId>,
+    born: Mono,
     next_op: u64,
     next_read: u64,
     next_commit: u64,
@@ -124,7 +128,7 @@ impl Core {
     pub(crate) fn new(settings: ShardSettings, now: Now) -> Self {
         assert!(settings.count.is_power_of_two(), "the number of shards is a power of two");
         assert!(settings.index < settings.count, "a shard's index is below their number");
-        let clock = HlcClock::new(settings.index, settings.durable_bound, settings.drift_max);
+        let clock = HlcClock::new(settings.index, settings.durable_bound, settings.drift_max, Pace::WRITES);
         let next_op = settings.seed;
         Self {
             settings,
@@ -140,6 +144,7 @@ impl Core {
             loopback: VecDeque::new(),
             timers: BTreeSet::new(),
             bound_commit: None,
+            born: now.mono,
             next_op,
             next_read: 0,
             next_commit: 0,
@@ -244,6 +249,13 @@ impl Core {
         }
         if let Some(at) = to {
             self.timers.insert((at, Timer::Op(op)));
+        }
+    }
+
+    /// A clock that was set back is not waited for longer than [`CLOCK_WAIT`].
+    pub(crate) fn stop_waiting_for_clock(&mut self) {
+        if self.now.mono.since(self.born) > CLOCK_WAIT {
+            self.clock.stop_waiting();
         }
     }
 

@@ -131,11 +131,17 @@ impl Shard {
     fn on_client(&mut self, id: RequestId, request: ClientRequest, started: Mono) {
         match self.plan_client(&request) {
             Ok(bucket) => self.start(id, request, &bucket, started),
-            Err(Refused::Park) if self.parked.len() < self.core.settings.ops_max => {
-                self.parked.push_back((id, request, started));
-            }
-            Err(Refused::Park) => self.refuse(id, &request, started, ClientError::Overloaded),
+            Err(Refused::Park) => self.park(id, request, started),
             Err(Refused::With(error)) => self.refuse(id, &request, started, error),
+        }
+    }
+
+    /// Keeps a request until it can be served, within a bound.
+    fn park(&mut self, id: RequestId, request: ClientRequest, started: Mono) {
+        if self.parked.len() < self.core.settings.ops_max {
+            self.parked.push_back((id, request, started));
+        } else {
+            self.refuse(id, &request, started, ClientError::Overloaded);
         }
     }
 
@@ -206,7 +212,9 @@ impl Shard {
                         self.start_put((ask, caller), (key, record), bucket, choice)
                     }
                     Err(MintRefused::Park) => {
-                        self.parked.push_back((id, request, caller.started));
+                        let started = caller.started;
+                        self.park(id, request, started);
+                        self.core.renew_bound();
                         return;
                     }
                     Err(MintRefused::With(error)) => Err((caller, error)),
@@ -671,6 +679,7 @@ impl Shard {
     fn housekeeping(&mut self) {
         let next = self.core.now.mono.plus(HOUSEKEEPING);
         self.core.timers.insert((next, Timer::Housekeeping));
+        self.core.stop_waiting_for_clock();
         self.core.renew_bound();
         self.replica.expire_watches(&self.core);
         self.hints.housekeeping(&mut self.core);

@@ -512,9 +512,7 @@ fn shown(text: &str) -> String {
 
 fn line_of(text: &str, span: Option<Range<usize>>) -> usize {
     let until = span.map_or(0, |span| span.start).min(text.len());
-    1 + text[..char_boundary(text, until)]
-        .matches('\n')
-        .count()
+    1 + text[..char_boundary(text, until)].matches('\n').count()
 }
 
 fn is_foreign(variable: &str) -> bool {
@@ -527,5 +525,8 @@ fn is_foreign(variable: &str) -> bool {
 
 /// The last boundary between characters at or before `at`.
 fn char_boundary(text: &str, at: usize) -> usize {
-    (0..=at.min(text.len())).rev().find(|&i| text.is_char_boundary(i)).unwrap_or(0)
+    (0..=at.min(text.len()))
+        .rev()
+        .find(|&i| text.is_char_boundary(i))
+        .unwrap_or(0)
 }

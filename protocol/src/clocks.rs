@@ -126,7 +126,12 @@ mod tests {
             judge(&clocks, 2, now(5 * S, 1_000 * S)),
             ClockVerdict::Drift(0)
         );
-        clocks.record(NodeId(2), Wall(1_000 * S), Mono(5 * S), now(5 * S, 1_000 * S));
+        clocks.record(
+            NodeId(2),
+            Wall(1_000 * S),
+            Mono(5 * S),
+            now(5 * S, 1_000 * S),
+        );
         let jumped = now(6 * S, 1_301 * S);
         assert_eq!(
             judge(&clocks, 2, jumped),

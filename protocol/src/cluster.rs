@@ -3,7 +3,7 @@
 //!
 //! Invariants:
 //! - One config per version, applied in order, none skipped; "applied" is durable before it is told.
-//! - A node votes, proposes and serves only in [`Phase::Serving`], that is after its start check.
+//! - A node votes, proposes and serves only after its start check has passed.
 //! - Members change only while no key exists: **a config with other members is proposed only when every
 //!   current member has attested, at this ring version, that it is durably frozen, that no write is in
 //!   flight, and that it is empty; and a frozen member thaws only by applying a config of a higher ring
@@ -111,7 +111,12 @@ impl Cluster {
     #[must_use]
     pub fn new(persisted: Persisted, settings: ClusterSettings, now: Now) -> Self {
         let mut rng = Rng::new(settings.rng_seed ^ persisted.node.0.rotate_left(32));
-        let clock = HlcClock::new(CLUSTER_CLOCK_SHARD, persisted.own_bound, settings.drift_max, Pace::BALLOTS);
+        let clock = HlcClock::new(
+            CLUSTER_CLOCK_SHARD,
+            persisted.own_bound,
+            settings.drift_max,
+            Pace::BALLOTS,
+        );
         let latest = persisted.decided.last().cloned();
         let next_version = latest.as_ref().map_or(0, |config| config.version.0) + 1;
         let mut cluster = Self {

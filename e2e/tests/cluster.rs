@@ -183,11 +183,8 @@ fn a_node_of_another_cluster_is_refused_on_both_sides() {
     let mut strangers = Cluster::empty(Options::default());
     strangers.add();
     let here_before = cluster.nodes[0].log().len();
-    gets_nowhere(
-        &mut strangers,
-        &Formation::Join(vec![address]),
-        "certificate",
-    );
+    let log = refusal(&mut strangers, 0, &Formation::Join(vec![address]));
+    assert!(log.contains("certificate"), "does not say why: {log}");
     says(&cluster.nodes[0], here_before, "certificate");
 
     // The same authority, but a cluster of its own.

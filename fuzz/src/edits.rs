@@ -3,6 +3,8 @@
 //! The edits are proptest's to choose and to take back, so that a failing input is shown with as few of them
 //! as it needs.
 
+use std::fmt;
+
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -38,12 +40,21 @@ pub fn feed(seeds: &[Vec<u8>], target: fn(&[u8])) {
         failure_persistence: None,
         ..Config::default()
     };
-    let outcome = TestRunner::new(config).run(&inputs, |input| {
-        target(&input);
+    let outcome = TestRunner::new(config).run(&inputs.prop_map(Input), |input| {
+        target(&input.0);
         Ok(())
     });
     if let Err(failure) = outcome {
         panic!("{failure}");
+    }
+}
+
+/// Shown so that it can be put into a test as it is.
+struct Input(Vec<u8>);
+
+impl fmt::Debug for Input {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "b\"{}\"", self.0.escape_ascii())
     }
 }
 

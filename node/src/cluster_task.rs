@@ -157,7 +157,10 @@ impl ClusterTask {
 
     fn due(&self) -> Instant {
         let now: Mono = self.tools.handle.now().mono;
-        let micros = self.cluster.next_deadline().map_or(1_000_000, |due| due.since(now));
+        let micros = self
+            .cluster
+            .next_deadline()
+            .map_or(1_000_000, |due| due.since(now));
         Instant::now() + Duration::from_micros(micros)
     }
 
@@ -174,7 +177,9 @@ impl ClusterTask {
                     self.input(ClusterInput::Frozen(ring));
                 }
             }
-            ShardNews::NewerConfig(peer, version) => self.input(ClusterInput::NewerConfig(peer, version)),
+            ShardNews::NewerConfig(peer, version) => {
+                self.input(ClusterInput::NewerConfig(peer, version))
+            }
         }
     }
 
@@ -189,7 +194,11 @@ impl ClusterTask {
         match output {
             ClusterOutput::Send(to, message) => self.tools.transport.send(to, message),
             ClusterOutput::Commit(id, batch) => {
-                if let Err((id, _)) = self.tools.committer.submit(self.tools.commit_index, id, batch) {
+                if let Err((id, _)) =
+                    self.tools
+                        .committer
+                        .submit(self.tools.commit_index, id, batch)
+                {
                     self.input(ClusterInput::Committed(id, Err(StoreError::Failed)));
                 }
             }
@@ -199,28 +208,46 @@ impl ClusterTask {
             ClusterOutput::Dial(member) => self.dial(member),
             ClusterOutput::Serve => {
                 self.to_shards(|| Input::Serve);
-                self.tools.handle.update_state(|state| state.not_ready = None);
+                self.tools
+                    .handle
+                    .update_state(|state| state.not_ready = None);
                 info!("this node serves");
             }
             ClusterOutput::ClockTrusted(trusted) => {
                 self.to_shards(|| Input::ClockTrusted(trusted));
-                self.tools.handle.update_state(|state| state.clock_trusted = trusted);
+                self.tools
+                    .handle
+                    .update_state(|state| state.clock_trusted = trusted);
                 if trusted {
                     info!("this node's clock is within the allowed drift again: it takes writes");
                 } else {
-                    warn!("this node's clock is outside the allowed drift of the majority's: it takes no fresh writes; set its clock");
+                    warn!(
+                        "this node's clock is outside the allowed drift of the majority's: it takes no fresh writes; set its clock"
+                    );
                 }
             }
             ClusterOutput::JoinRefused(refusal @ JoinRefusal::Unreachable { .. }) => {
                 warn!(%refusal, "cannot join yet, trying again");
             }
             ClusterOutput::JoinRefused(refusal) => return Err(NodeError::JoinRefused(refusal)),
-            ClusterOutput::BootstrapRefused(refusal) => return Err(NodeError::BootstrapRefused(refusal)),
-            ClusterOutput::Amnesia { peer, remembered, own } => {
-                return Err(NodeError::Amnesia { peer, remembered, own });
+            ClusterOutput::BootstrapRefused(refusal) => {
+                return Err(NodeError::BootstrapRefused(refusal));
+            }
+            ClusterOutput::Amnesia {
+                peer,
+                remembered,
+                own,
+            } => {
+                return Err(NodeError::Amnesia {
+                    peer,
+                    remembered,
+                    own,
+                });
             }
             ClusterOutput::Removed(version) => {
-                self.tools.handle.update_state(|state| state.not_ready = Some(NotReady::Removed));
+                self.tools
+                    .handle
+                    .update_state(|state| state.not_ready = Some(NotReady::Removed));
                 return Err(NodeError::Removed { version: version.0 });
             }
             ClusterOutput::Event(event) => self.on_event(event),
@@ -238,7 +265,9 @@ impl ClusterTask {
     async fn apply(&mut self, config: &Arc<Config>) -> Result<(), NodeError> {
         let owned = Config::clone(config);
         // A thousand members take a while to place: not on a thread that serves.
-        let view = tokio::task::spawn_blocking(move || View::new(owned)).await.map_err(|_| NodeError::Stopped)?;
+        let view = tokio::task::spawn_blocking(move || View::new(owned))
+            .await
+            .map_err(|_| NodeError::Stopped)?;
         self.tools.transport.set_cluster(config.cluster);
         let members: Vec<Member> = config.all_members().cloned().collect();
         self.tools.transport.set_members(&members);
@@ -268,25 +297,36 @@ impl ClusterTask {
                 patience: interval * PATIENCE_ROUNDS,
                 generation: self.tools.generation,
             };
-            let gossip = crate::gossip::start(settings, self.tools.transport.clone(), arrivals).await?;
+            let gossip =
+                crate::gossip::start(settings, self.tools.transport.clone(), arrivals).await?;
             let view = gossip.subscribe();
             self.gossip = Some((gossip, view));
         }
         if let Some((gossip, _)) = &self.gossip {
             let members: Vec<NodeId> = config.all_members().map(|member| member.id).collect();
             gossip.set_members(&members);
-            gossip.set_news(News { applied: config.version, known: config.version, ..News::default() });
+            gossip.set_news(News {
+                applied: config.version,
+                known: config.version,
+                ..News::default()
+            });
         }
         Ok(())
     }
 
     /// Takes in who is alive and what they know.
     fn on_gossip(&mut self) {
-        let (Some((_, receiver)), Some(view)) = (&mut self.gossip, &self.view) else { return };
+        let (Some((_, receiver)), Some(view)) = (&mut self.gossip, &self.view) else {
+            return;
+        };
         let seen = receiver.borrow_and_update().clone();
         let own = self.tools.handle.node();
-        let heard: BTreeMap<NodeId, bool> =
-            seen.dead.iter().map(|&n| (n, false)).chain(seen.live.iter().map(|&n| (n, true))).collect();
+        let heard: BTreeMap<NodeId, bool> = seen
+            .dead
+            .iter()
+            .map(|&n| (n, false))
+            .chain(seen.live.iter().map(|&n| (n, true)))
+            .collect();
         let dead: Vec<NodeId> = view
             .config
             .all_members()
@@ -353,23 +393,49 @@ impl ClusterTask {
 
     fn on_event(&self, event: ClusterEvent) {
         match event {
-            ClusterEvent::Applied { version, ring, members } => {
-                info!(version = version.0, ring = ring.0, members, "config is applied");
+            ClusterEvent::Applied {
+                version,
+                ring,
+                members,
+            } => {
+                info!(
+                    version = version.0,
+                    ring = ring.0,
+                    members,
+                    "config is applied"
+                );
             }
-            ClusterEvent::PeerClock { peer, offset_us, .. } => {
+            ClusterEvent::PeerClock {
+                peer, offset_us, ..
+            } => {
                 self.tools.handle.update_state(|state| {
                     state.drift.retain(|(node, _)| *node != peer);
                     state.drift.push((peer, offset_us));
                 });
             }
-            ClusterEvent::ClockDrift { drift_us, warn: true } => {
-                warn!(drift_us, "this node's clock differs from the majority's; check its time synchronisation");
+            ClusterEvent::ClockDrift {
+                drift_us,
+                warn: true,
+            } => {
+                warn!(
+                    drift_us,
+                    "this node's clock differs from the majority's; check its time synchronisation"
+                );
             }
-            ClusterEvent::ClockDrift { drift_us, warn: false } => info!(drift_us, "this node's clock is near the majority's again"),
+            ClusterEvent::ClockDrift {
+                drift_us,
+                warn: false,
+            } => info!(drift_us, "this node's clock is near the majority's again"),
             ClusterEvent::StartWaits { confirmed, members } => {
-                info!(confirmed, members, "start check: waiting for members to confirm that this disk is the newest");
+                info!(
+                    confirmed,
+                    members,
+                    "start check: waiting for members to confirm that this disk is the newest"
+                );
             }
-            ClusterEvent::JoinerRefused { joiner, refusal } => warn!(%joiner, %refusal, "a node was refused"),
+            ClusterEvent::JoinerRefused { joiner, refusal } => {
+                warn!(%joiner, %refusal, "a node was refused")
+            }
             ClusterEvent::Change { joiners, outcome } => {
                 let joiners: Vec<String> = joiners.iter().map(ToString::to_string).collect();
                 info!(?joiners, ?outcome, "change of members");
@@ -377,12 +443,15 @@ impl ClusterTask {
             ClusterEvent::Foreign { peer, cluster } => {
                 warn!(%peer, %cluster, "a node of another cluster talks to this one; it is refused");
             }
-            ClusterEvent::BadConfig { peer } => warn!(%peer, "peer sent a config that cannot be used"),
+            ClusterEvent::BadConfig { peer } => {
+                warn!(%peer, "peer sent a config that cannot be used")
+            }
             ClusterEvent::FarBehind { peer, have, oldest } => {
                 warn!(%peer, have = have.0, oldest = oldest.0, "this node was away for so long that no peer keeps the configs that it lacks; it can only come back as a new node: empty its data directory and join");
             }
-            ClusterEvent::StoreFailed { error } => debug!(%error, "cluster state could not be stored, trying again"),
+            ClusterEvent::StoreFailed { error } => {
+                debug!(%error, "cluster state could not be stored, trying again")
+            }
         }
     }
 }
-

@@ -111,7 +111,11 @@ impl Handle {
         node: NodeId,
         shards: Vec<mpsc::Sender<Submission>>,
     ) -> Self {
-        let state = State { not_ready: Some(NotReady::NoConfig), clock_trusted: true, ..State::default() };
+        let state = State {
+            not_ready: Some(NotReady::NoConfig),
+            clock_trusted: true,
+            ..State::default()
+        };
         Self(Arc::new(Inner {
             settings,
             metrics,
@@ -138,7 +142,10 @@ impl Handle {
 
     /// So many hints, of so many bytes, wait in that shard for that target.
     pub fn set_hints(&self, shard: usize, target: NodeId, waiting: u64, bytes: u64) {
-        self.0.hints.lock().insert((shard, target), (waiting, bytes));
+        self.0
+            .hints
+            .lock()
+            .insert((shard, target), (waiting, bytes));
     }
 
     /// The settings.
@@ -185,7 +192,10 @@ impl Handle {
             let sum = sums.entry(target).or_default();
             *sum = (sum.0 + waiting, sum.1 + bytes);
         }
-        state.hints = sums.into_iter().map(|(target, (waiting, bytes))| (target, waiting, bytes)).collect();
+        state.hints = sums
+            .into_iter()
+            .map(|(target, (waiting, bytes))| (target, waiting, bytes))
+            .collect();
         state
     }
 
@@ -197,8 +207,13 @@ impl Handle {
     /// Both clocks, as the core counts them.
     #[must_use]
     pub fn now(&self) -> Now {
-        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-        Now { mono: Mono(self.0.started.elapsed().as_micros() as u64), wall: Wall(wall.as_micros() as u64) }
+        let wall = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or(Duration::ZERO);
+        Now {
+            mono: Mono(self.0.started.elapsed().as_micros() as u64),
+            wall: Wall(wall.as_micros() as u64),
+        }
     }
 
     /// Whether the node serves, and why not.
@@ -213,9 +228,18 @@ impl Handle {
         if let Some(reason) = &state.not_ready {
             return Err(reason.clone());
         }
-        let members = self.0.view.read().as_ref().map_or(0, |view| view.config.current.len());
+        let members = self
+            .0
+            .view
+            .read()
+            .as_ref()
+            .map_or(0, |view| view.config.current.len());
         let alive = members.saturating_sub(state.dead.len());
-        if 2 * alive > members { Ok(()) } else { Err(NotReady::NoMajority { alive, members }) }
+        if 2 * alive > members {
+            Ok(())
+        } else {
+            Err(NotReady::NoMajority { alive, members })
+        }
     }
 
     /// Hands the request to the shard that owns its partition and waits for the answer, which comes by

@@ -49,7 +49,8 @@ pub(crate) async fn contact(
                     let foreign = error.reason() == Some(Reason::OtherCluster);
                     if foreign || (candidates.is_empty() && handle.view().is_none()) {
                         // The receiver is gone only when the node stops anyway.
-                        let _ = mail.send(ClusterMail::Fatal(Box::new(NodeError::Transport(error))));
+                        let _ =
+                            mail.send(ClusterMail::Fatal(Box::new(NodeError::Transport(error))));
                         return;
                     }
                 }
@@ -69,7 +70,11 @@ pub(crate) async fn contact(
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(PAUSE_MAX);
-        left = if still.is_empty() { candidates.clone() } else { still };
+        left = if still.is_empty() {
+            candidates.clone()
+        } else {
+            still
+        };
     }
 }
 

@@ -3,6 +3,7 @@
 //! Nothing here decides anything about keys or membership; it moves bytes between the core, the network
 //! and the disk.
 
+mod cluster_task;
 pub mod config;
 pub mod gossip;
 pub mod handle;
@@ -10,8 +11,7 @@ pub mod http;
 mod join;
 pub mod logs;
 pub mod metrics;
-pub mod pki;
-pub mod transport;
-mod cluster_task;
 pub mod node;
+pub mod pki;
 mod shard_task;
+pub mod transport;

@@ -62,7 +62,9 @@ pub enum NodeError {
     #[error("the operating system gives no random numbers")]
     Random,
     /// The data directory is another node's.
-    #[error("this data directory belongs to the node `{found}`, not to `{given}`: give it its own --data, or start it under its old --name")]
+    #[error(
+        "this data directory belongs to the node `{found}`, not to `{given}`: give it its own --data, or start it under its old --name"
+    )]
     OtherName {
         /// Name in the directory.
         found: String,
@@ -70,13 +72,19 @@ pub enum NodeError {
         given: String,
     },
     /// The stored identity cannot be read.
-    #[error("the identity in the data directory cannot be read: the directory is damaged or of a newer version")]
+    #[error(
+        "the identity in the data directory cannot be read: the directory is damaged or of a newer version"
+    )]
     DamagedIdentity,
     /// The node has no cluster and was not told of one.
-    #[error("this data directory knows no cluster: start it with --bootstrap to make one, or with --join ADDRESS to join one")]
+    #[error(
+        "this data directory knows no cluster: start it with --bootstrap to make one, or with --join ADDRESS to join one"
+    )]
     NoCluster,
     /// The addresses in the config are others than those given.
-    #[error("the cluster knows this node at {known}, but it was started at {given}: give it its old address (a change of addresses needs a ring change)")]
+    #[error(
+        "the cluster knows this node at {known}, but it was started at {given}: give it its old address (a change of addresses needs a ring change)"
+    )]
     OtherAddress {
         /// In the config.
         known: String,
@@ -90,7 +98,9 @@ pub enum NodeError {
     #[error(transparent)]
     BootstrapRefused(BootstrapRefusal),
     /// It has forgotten what it once had on disk.
-    #[error("this node's disk is older than what peer {peer} remembers of it (clock bound {own} on disk, {remembered} remembered): it is an old copy or has lost writes. Empty the data directory and let it join as a new node")]
+    #[error(
+        "this node's disk is older than what peer {peer} remembers of it (clock bound {own} on disk, {remembered} remembered): it is an old copy or has lost writes. Empty the data directory and let it join as a new node"
+    )]
     Amnesia {
         /// Who remembers more.
         peer: NodeId,
@@ -100,13 +110,17 @@ pub enum NodeError {
         own: Hlc,
     },
     /// It is no member any more.
-    #[error("this node was removed from the ring by config version {version}; its data directory can be emptied")]
+    #[error(
+        "this node was removed from the ring by config version {version}; its data directory can be emptied"
+    )]
     Removed {
         /// By which version.
         version: u64,
     },
     /// The address for others cannot be resolved.
-    #[error("the address {address}, which other nodes are to reach this one at, cannot be resolved: check --advertise-peer")]
+    #[error(
+        "the address {address}, which other nodes are to reach this one at, cannot be resolved: check --advertise-peer"
+    )]
     Advertise {
         /// The address.
         address: String,
@@ -165,7 +179,11 @@ struct Switchboard {
 
 impl Inbound for Switchboard {
     fn on_messages(&self, from: NodeId, messages: Vec<PeerMessage>) {
-        if self.shards.len() == 1 && messages.iter().all(|m| !matches!(m.body, PeerBody::Cluster(_))) {
+        if self.shards.len() == 1
+            && messages
+                .iter()
+                .all(|m| !matches!(m.body, PeerBody::Cluster(_)))
+        {
             self.deliver(0, from, messages);
             return;
         }
@@ -211,12 +229,16 @@ impl Switchboard {
 pub async fn run(settings: Settings, stop: impl Future<Output = ()>) -> Result<(), NodeError> {
     let settings = Arc::new(settings);
     let options = storage_options(&settings);
-    let (store, opened) =
-        tokio::task::spawn_blocking(move || Store::open(options)).await.map_err(|_| NodeError::Stopped)??;
+    let (store, opened) = tokio::task::spawn_blocking(move || Store::open(options))
+        .await
+        .map_err(|_| NodeError::Stopped)??;
     let metrics = Arc::new(Metrics::default());
 
     let count = settings.shards;
-    let routing = Arc::new(Routing { bits: AtomicU8::new(NO_BITS), shards: count });
+    let routing = Arc::new(Routing {
+        bits: AtomicU8::new(NO_BITS),
+        shards: count,
+    });
     let (inlets, submissions, outlets) = channels(count);
     let (cluster_peers, cluster_peers_rx) = mpsc::channel(cluster_task::PEERS_MAX);
     let (cluster_mail, mut cluster_mail_rx) = mpsc::unbounded_channel();
@@ -225,7 +247,12 @@ pub async fn run(settings: Settings, stop: impl Future<Output = ()>) -> Result<(
     let node = identity(&store, &settings, (&committer, &mut cluster_mail_rx)).await?;
     let persisted = read_state(&store, own_member(&settings, node))?;
     check_start(&settings, &persisted)?;
-    let handle = Handle::new(Arc::clone(&settings), Arc::clone(&metrics), node, submissions);
+    let handle = Handle::new(
+        Arc::clone(&settings),
+        Arc::clone(&metrics),
+        node,
+        submissions,
+    );
 
     let identity = match &settings.pki {
         Some(dir) => pki::Identity::load(dir, &settings.name)?,
@@ -241,7 +268,10 @@ pub async fn run(settings: Settings, stop: impl Future<Output = ()>) -> Result<(
     };
     let advertise = resolve(&settings.advertise_peer).await?;
     let transport = Transport::start(
-        TransportSettings { advertise: Some(advertise), ..TransportSettings::new(settings.peer, node, identity) },
+        TransportSettings {
+            advertise: Some(advertise),
+            ..TransportSettings::new(settings.peer, node, identity)
+        },
         metrics.clone(),
         Arc::new(switchboard),
     )?;
@@ -250,13 +280,20 @@ pub async fn run(settings: Settings, stop: impl Future<Output = ()>) -> Result<(
         // Before the first dial: a node of this cluster greets as one.
         transport.set_cluster(known.cluster);
     }
-    handle.set_parts(Parts { store: store.clone(), transport: transport.clone() });
+    handle.set_parts(Parts {
+        store: store.clone(),
+        transport: transport.clone(),
+    });
 
     let bounds = own_bounds(&store)?;
     let now = handle.now();
     let mut shards = JoinSet::new();
     for (index, outlets) in outlets.into_iter().enumerate() {
-        let shard = Shard::new(shard_settings(&settings, node, index, bounds)?, &opened.hints, now);
+        let shard = Shard::new(
+            shard_settings(&settings, node, index, bounds)?,
+            &opened.hints,
+            now,
+        );
         let tools = Tools {
             index,
             handle: handle.clone(),
@@ -288,7 +325,11 @@ pub async fn run(settings: Settings, stop: impl Future<Output = ()>) -> Result<(
         gossip: Some(gossip_arrivals),
         routing,
     };
-    let outlets = ClusterOutlets { peers: cluster_peers_rx, mail: cluster_mail_rx, news: news_rx };
+    let outlets = ClusterOutlets {
+        peers: cluster_peers_rx,
+        mail: cluster_mail_rx,
+        news: news_rx,
+    };
     begin(&settings, fresh, &cluster_mail, (&transport, &handle))?;
     let mut cluster_run = tokio::spawn(cluster_task::run(cluster, tools, outlets));
     let watcher = tokio::spawn(watch_disk(handle.clone(), store.clone()));
@@ -309,7 +350,13 @@ pub async fn run(settings: Settings, stop: impl Future<Output = ()>) -> Result<(
     info!("stopping");
     handle.update_state(|state| state.stopping = true);
     let _ = stop_http.send(true);
-    if tokio::time::timeout(settings.limits.shutdown + Duration::from_secs(1), servers.done).await.is_err() {
+    if tokio::time::timeout(
+        settings.limits.shutdown + Duration::from_secs(1),
+        servers.done,
+    )
+    .await
+    .is_err()
+    {
         warn!("the HTTP listeners did not end in time");
     }
     drain(&inlets, settings.limits.shutdown).await;
@@ -324,7 +371,11 @@ pub async fn run(settings: Settings, stop: impl Future<Output = ()>) -> Result<(
     result
 }
 
-type Channels = (Vec<Inlets>, Vec<mpsc::Sender<crate::handle::Submission>>, Vec<Outlets>);
+type Channels = (
+    Vec<Inlets>,
+    Vec<mpsc::Sender<crate::handle::Submission>>,
+    Vec<Outlets>,
+);
 
 fn channels(count: usize) -> Channels {
     let (mut inlets, mut submissions, mut outlets) = (Vec::new(), Vec::new(), Vec::new());
@@ -334,7 +385,11 @@ fn channels(count: usize) -> Channels {
         let (mail, mail_rx) = mpsc::unbounded_channel();
         inlets.push(Inlets { peers, mail });
         submissions.push(submit);
-        outlets.push(Outlets { submissions: submit_rx, peers: peers_rx, mail: mail_rx });
+        outlets.push(Outlets {
+            submissions: submit_rx,
+            peers: peers_rx,
+            mail: mail_rx,
+        });
     }
     (inlets, submissions, outlets)
 }
@@ -358,8 +413,14 @@ fn start_committer(
 }
 
 async fn resolve(address: &str) -> Result<std::net::SocketAddr, NodeError> {
-    let failed = || NodeError::Advertise { address: address.to_owned() };
-    tokio::net::lookup_host(address).await.map_err(|_| failed())?.next().ok_or_else(failed)
+    let failed = || NodeError::Advertise {
+        address: address.to_owned(),
+    };
+    tokio::net::lookup_host(address)
+        .await
+        .map_err(|_| failed())?
+        .next()
+        .ok_or_else(failed)
 }
 
 fn storage_options(settings: &Settings) -> torc_storage::Options {
@@ -382,21 +443,35 @@ async fn identity(
     (committer, results): (&Committer, &mut mpsc::UnboundedReceiver<ClusterMail>),
 ) -> Result<NodeId, NodeError> {
     if let Some(stored) = store.state(StateKey::Identity)? {
-        let (id, name) = stored.split_at_checked(8).ok_or(NodeError::DamagedIdentity)?;
+        let (id, name) = stored
+            .split_at_checked(8)
+            .ok_or(NodeError::DamagedIdentity)?;
         let id = u64::from_be_bytes(id.try_into().map_err(|_| NodeError::DamagedIdentity)?);
         if name != settings.name.as_bytes() {
             let found = String::from_utf8_lossy(name).into_owned();
-            return Err(NodeError::OtherName { found, given: settings.name.clone() });
+            return Err(NodeError::OtherName {
+                found,
+                given: settings.name.clone(),
+            });
         }
         return Ok(NodeId(id));
     }
     let node = NodeId(random_u64()?);
     let mut value = node.0.to_be_bytes().to_vec();
     value.extend_from_slice(settings.name.as_bytes());
-    let write = Write::StatePut { key: StateKey::Identity, value: value.into() };
-    let batch = Batch { writes: vec![write], sync: Sync::Fsync };
+    let write = Write::StatePut {
+        key: StateKey::Identity,
+        value: value.into(),
+    };
+    let batch = Batch {
+        writes: vec![write],
+        sync: Sync::Fsync,
+    };
     // Nothing else commits yet: the only result that can come is this one's.
-    if committer.submit(settings.shards, CommitId(0), batch).is_err() {
+    if committer
+        .submit(settings.shards, CommitId(0), batch)
+        .is_err()
+    {
         return Err(NodeError::Identity(StoreError::Failed));
     }
     match tokio::time::timeout(Duration::from_secs(10), results.recv()).await {
@@ -422,7 +497,12 @@ fn own_member(settings: &Settings, node: NodeId) -> Member {
 
 fn read_state(store: &Store, member: Member) -> Result<Persisted, NodeError> {
     let mut state = Vec::new();
-    for which in [States::Acceptor, States::Decided, States::HlcBound, States::PeerBound] {
+    for which in [
+        States::Acceptor,
+        States::Decided,
+        States::HlcBound,
+        States::PeerBound,
+    ] {
         state.extend(store.states(which)?);
     }
     for key in [StateKey::Applied, StateKey::Frozen] {
@@ -434,12 +514,19 @@ fn read_state(store: &Store, member: Member) -> Result<Persisted, NodeError> {
 /// Whether what the node was told fits what its disk knows.
 fn check_start(settings: &Settings, persisted: &Persisted) -> Result<(), NodeError> {
     let Some(latest) = persisted.decided.last() else {
-        return if settings.start == Start::Resume { Err(NodeError::NoCluster) } else { Ok(()) };
+        return if settings.start == Start::Resume {
+            Err(NodeError::NoCluster)
+        } else {
+            Ok(())
+        };
     };
     if let Some(known) = latest.member(persisted.node)
         && known.peer != persisted.member.peer
     {
-        return Err(NodeError::OtherAddress { known: known.peer.clone(), given: persisted.member.peer.clone() });
+        return Err(NodeError::OtherAddress {
+            known: known.peer.clone(),
+            given: persisted.member.peer.clone(),
+        });
     }
     if settings.start == Start::Bootstrap {
         return Err(NodeError::BootstrapRefused(BootstrapRefusal::Used {
@@ -454,7 +541,10 @@ fn check_start(settings: &Settings, persisted: &Persisted) -> Result<(), NodeErr
 fn own_bounds(store: &Store) -> Result<Hlc, NodeError> {
     let mut highest = Hlc(0);
     for (_, value) in store.states(States::HlcBound)? {
-        let bytes: [u8; 8] = value.as_ref().try_into().map_err(|_| NodeError::DamagedIdentity)?;
+        let bytes: [u8; 8] = value
+            .as_ref()
+            .try_into()
+            .map_err(|_| NodeError::DamagedIdentity)?;
         highest = highest.max(Hlc(u64::from_be_bytes(bytes)));
     }
     Ok(highest)
@@ -462,11 +552,18 @@ fn own_bounds(store: &Store) -> Result<Hlc, NodeError> {
 
 /// Rises with each start, in seconds: the clock's bound was raised by at least one since the last one.
 fn generation(bound: Hlc) -> u64 {
-    let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    let wall = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or(Duration::ZERO);
     (bound.micros() / 1_000_000 + 1).max(wall.as_secs())
 }
 
-fn shard_settings(settings: &Settings, node: NodeId, index: usize, bound: Hlc) -> Result<ShardSettings, NodeError> {
+fn shard_settings(
+    settings: &Settings,
+    node: NodeId,
+    index: usize,
+    bound: Hlc,
+) -> Result<ShardSettings, NodeError> {
     let count = settings.shards;
     debug_assert!(count <= usize::from(CLUSTER_BOUND));
     Ok(ShardSettings {
@@ -502,7 +599,12 @@ fn begin(
             let _ = mail.send(ClusterMail::Input(input));
         }
         Start::Join(addresses) => {
-            tokio::spawn(join::contact(transport.clone(), addresses.clone(), mail.clone(), handle.clone()));
+            tokio::spawn(join::contact(
+                transport.clone(),
+                addresses.clone(),
+                mail.clone(),
+                handle.clone(),
+            ));
         }
         Start::Resume | Start::Bootstrap => {}
     }
@@ -549,6 +651,7 @@ fn random_u64() -> Result<u64, NodeError> {
 }
 
 fn fill_random(bytes: &mut [u8]) -> Result<(), NodeError> {
-    rand::rngs::OsRng.try_fill_bytes(bytes).map_err(|_| NodeError::Random)
+    rand::rngs::OsRng
+        .try_fill_bytes(bytes)
+        .map_err(|_| NodeError::Random)
 }
-

@@ -221,7 +221,8 @@ impl Task {
             Output::Read(id, query) => self.read(now, id, query),
             Output::Commit(id, batch) => {
                 if let Err((id, _)) = self.tools.committer.submit(index, id, batch) {
-                    self.shard.handle(now, Input::Committed(id, Err(StoreError::Failed)));
+                    self.shard
+                        .handle(now, Input::Committed(id, Err(StoreError::Failed)));
                 }
             }
             Output::Drained(ring) => self.tell(ShardNews::Drained(index, ring)),
@@ -235,19 +236,42 @@ impl Task {
         let handle = &self.tools.handle;
         handle.metrics().on_event(event);
         match event {
-            Event::Hints { target, waiting, bytes } => {
+            Event::Hints {
+                target,
+                waiting,
+                bytes,
+            } => {
                 handle.set_hints(self.tools.index, *target, *waiting, *bytes);
             }
-            Event::HintsDropped { target, count, reason, partition } => {
+            Event::HintsDropped {
+                target,
+                count,
+                reason,
+                partition,
+            } => {
                 warn!(%target, count, reason, partition = partition.0, "hints are dropped; the partition needs repair");
             }
             Event::VersionCollision { partition } => {
-                error!(partition = partition.0, "two values under one version were merged: a fault; the greater hash was kept");
+                error!(
+                    partition = partition.0,
+                    "two values under one version were merged: a fault; the greater hash was kept"
+                );
             }
-            Event::Coordinated { op, outcome, micros, trace, .. } => {
+            Event::Coordinated {
+                op,
+                outcome,
+                micros,
+                trace,
+                ..
+            } => {
                 debug!(op, outcome, micros, request_id = %Printed(trace), "coordinated");
             }
-            Event::Replica { op, outcome, from, trace } => {
+            Event::Replica {
+                op,
+                outcome,
+                from,
+                trace,
+            } => {
                 debug!(op, outcome, %from, request_id = %Printed(trace), "replica");
             }
             _ => {}
@@ -265,8 +289,11 @@ impl Task {
             self.shard.handle(now, Input::Read(id, result));
             return;
         }
-        let (store, mail, blocking) =
-            (self.tools.store.clone(), self.tools.mail.clone(), Arc::clone(&self.blocking));
+        let (store, mail, blocking) = (
+            self.tools.store.clone(),
+            self.tools.mail.clone(),
+            Arc::clone(&self.blocking),
+        );
         tokio::spawn(async move {
             // The semaphore is never closed.
             let permit = blocking.acquire_owned().await;

@@ -30,10 +30,12 @@ fn any_configuration_file_is_valid_settings_or_an_error_on_one_line() {
     let seeds = [
         include_bytes!("../../fuzz/seeds/config_file/top.toml").to_vec(),
         include_bytes!("../../fuzz/seeds/config_file/sections.toml").to_vec(),
+        include_bytes!("../../fuzz/seeds/config_file/addresses.toml").to_vec(),
+        include_bytes!("../../fuzz/seeds/config_file/pairs.toml").to_vec(),
         include_bytes!("../../fuzz/seeds/config_file/spellings.toml").to_vec(),
     ];
-    // The first two are whole files; from refused ones alone, nothing accepted would ever be made.
-    for seed in &seeds[..2] {
+    // The last one is refused on purpose; from refused ones alone, nothing accepted would ever be made.
+    for seed in &seeds[..4] {
         let parsed = parse_config(std::str::from_utf8(seed).expect("a text"));
         assert!(parsed.is_ok(), "{parsed:?}");
     }

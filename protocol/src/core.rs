@@ -9,8 +9,10 @@ use torc_ring::{Bucket, NodeId, PartitionId, RingVersion};
 use crate::client::{ClientReply, RequestId};
 use crate::hlc::{Hlc, HlcClock, Pace};
 use crate::latency::Latencies;
+use crate::message::{
+    OpId, PeerBody, PeerMessage, RecordKey, Reply, ReplyKind, Request, RequestKind,
+};
 use crate::mutant::Mutant;
-use crate::message::{OpId, PeerBody, PeerMessage, RecordKey, Reply, ReplyKind, Request, RequestKind};
 use crate::shard_io::{Event, Output, View};
 use crate::store::{Batch, CommitId, Query, ReadId, StateKey, Sync, Write};
 use crate::time::{MS, Mono, Now, SECOND};
@@ -126,9 +128,20 @@ pub(crate) struct Core {
 
 impl Core {
     pub(crate) fn new(settings: ShardSettings, now: Now) -> Self {
-        assert!(settings.count.is_power_of_two(), "the number of shards is a power of two");
-        assert!(settings.index < settings.count, "a shard's index is below their number");
-        let clock = HlcClock::new(settings.index, settings.durable_bound, settings.drift_max, Pace::WRITES);
+        assert!(
+            settings.count.is_power_of_two(),
+            "the number of shards is a power of two"
+        );
+        assert!(
+            settings.index < settings.count,
+            "a shard's index is below their number"
+        );
+        let clock = HlcClock::new(
+            settings.index,
+            settings.durable_bound,
+            settings.drift_max,
+            Pace::WRITES,
+        );
         let next_op = settings.seed;
         Self {
             settings,
@@ -168,7 +181,9 @@ impl Core {
 
     /// Ring version that this shard has applied; 0 before it has one.
     pub(crate) fn ring_version(&self) -> RingVersion {
-        self.view.as_ref().map_or(RingVersion(0), |view| view.config.ring_version)
+        self.view
+            .as_ref()
+            .map_or(RingVersion(0), |view| view.config.ring_version)
     }
 
     pub(crate) fn is_frozen(&self) -> bool {
@@ -176,13 +191,18 @@ impl Core {
     }
 
     pub(crate) fn partition(&self, key: &RecordKey) -> PartitionId {
-        let bits = self.view.as_ref().map_or(0, |view| view.config.partition_bits);
+        let bits = self
+            .view
+            .as_ref()
+            .map_or(0, |view| view.config.partition_bits);
         key.token.partition(bits)
     }
 
     /// Owners of a partition in that bucket, in order of preference.
     pub(crate) fn owners(&self, bucket: &Bucket, partition: PartitionId) -> Vec<NodeId> {
-        self.view.as_ref().map_or_else(Vec::new, |view| view.ring.owners(bucket.n, partition).to_vec())
+        self.view.as_ref().map_or_else(Vec::new, |view| {
+            view.ring.owners(bucket.n, partition).to_vec()
+        })
     }
 
     pub(crate) fn new_op(&mut self) -> OpId {
@@ -192,7 +212,10 @@ impl Core {
 
     /// Sends to a peer, or to this node itself without encoding anything.
     pub(crate) fn send(&mut self, to: NodeId, body: PeerBody) {
-        let message = PeerMessage { hlc: self.clock.last(), body };
+        let message = PeerMessage {
+            hlc: self.clock.last(),
+            body,
+        };
         if to == self.settings.node {
             self.loopback.push_back(message);
         } else {
@@ -235,7 +258,13 @@ impl Core {
     pub(crate) fn commit(&mut self, write: Write, sync: Sync) -> CommitId {
         self.next_commit += 1;
         let id = CommitId(self.next_commit);
-        self.out.push_back(Output::Commit(id, Batch { writes: vec![write], sync }));
+        self.out.push_back(Output::Commit(
+            id,
+            Batch {
+                writes: vec![write],
+                sync,
+            },
+        ));
         id
     }
 
@@ -313,10 +342,18 @@ pub(crate) struct Caller {
 impl Caller {
     /// Answers once; later answers go nowhere.
     pub(crate) fn answer(&mut self, core: &mut Core, ask: &Ask, required: u8, reply: ClientReply) {
-        let Some(request) = self.request.take() else { return };
+        let Some(request) = self.request.take() else {
+            return;
+        };
         let outcome = outcome_of(&reply);
         let micros = core.now.mono.since(self.started);
-        core.event(Event::Coordinated { op: self.op, required, outcome, micros, trace: ask.trace.clone() });
+        core.event(Event::Coordinated {
+            op: self.op,
+            required,
+            outcome,
+            micros,
+            trace: ask.trace.clone(),
+        });
         core.reply(request, reply);
     }
 }

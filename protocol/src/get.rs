@@ -68,7 +68,10 @@ enum Phase {
     /// Answers are being collected; with `all_full` only whole values count, because digests differed.
     Collect { all_full: bool },
     /// The merged value is being written back.
-    WriteBack { merged: Option<Record>, tally: Tally },
+    WriteBack {
+        merged: Option<Record>,
+        tally: Tally,
+    },
 }
 
 /// One read on its way.
@@ -136,20 +139,35 @@ impl Get {
 
     /// Asks the next owner in order, if there is one; answers whether there was.
     fn ask_next(&mut self, core: &mut Core, digest_only: bool) -> bool {
-        let Some(&node) = self.plan.order.get(self.answers.len()) else { return false };
-        self.answers.push((node, Answer::Asked { since: core.now.mono }));
+        let Some(&node) = self.plan.order.get(self.answers.len()) else {
+            return false;
+        };
+        self.answers.push((
+            node,
+            Answer::Asked {
+                since: core.now.mono,
+            },
+        ));
         self.hedge_at = core.now.mono.plus(core.latency.hedge_after(node));
         self.send_read(core, node, digest_only);
         true
     }
 
     fn send_read(&self, core: &mut Core, node: NodeId, digest_only: bool) {
-        let kind = RequestKind::Read { key: self.key.clone(), digest_only };
+        let kind = RequestKind::Read {
+            key: self.key.clone(),
+            digest_only,
+        };
         core.request(node, &self.ask, kind);
     }
 
     /// An answer came. The outcome is there once the read is over.
-    pub(crate) fn on_reply(&mut self, core: &mut Core, from: NodeId, kind: ReplyKind) -> (Step, Option<Outcome>) {
+    pub(crate) fn on_reply(
+        &mut self,
+        core: &mut Core,
+        from: NodeId,
+        kind: ReplyKind,
+    ) -> (Step, Option<Outcome>) {
         match kind {
             ReplyKind::Full { record } => self.on_answer(core, from, Answer::Full(record)),
             ReplyKind::Digest { digest } => self.on_answer(core, from, Answer::Digest(digest)),
@@ -166,7 +184,9 @@ impl Get {
 
     fn on_answer(&mut self, core: &mut Core, from: NodeId, answer: Answer) {
         let now = core.now.mono;
-        let Some((_, slot)) = self.answers.iter_mut().find(|(node, _)| *node == from) else { return };
+        let Some((_, slot)) = self.answers.iter_mut().find(|(node, _)| *node == from) else {
+            return;
+        };
         if let Answer::Asked { since } = *slot {
             let micros = now.since(since);
             core.latency.observe(from, micros);
@@ -231,7 +251,11 @@ impl Get {
 
     fn settle_collect(&mut self, core: &mut Core, all_full: bool) -> (Step, Option<Outcome>) {
         let required = self.plan.required;
-        let digests: Vec<Option<Digest>> = self.answers.iter().filter_map(|(_, a)| a.digest()).collect();
+        let digests: Vec<Option<Digest>> = self
+            .answers
+            .iter()
+            .filter_map(|(_, a)| a.digest())
+            .collect();
         let (mut refused, mut full) = (0, 0);
         for (_, answer) in &self.answers {
             match answer {
@@ -254,7 +278,11 @@ impl Get {
                 return self.finish(core, Ok(record));
             }
             // Only digests so far: the replica that was asked for the value is slow. Fetch it elsewhere.
-            if let Some(&(node, _)) = self.answers.iter().find(|(_, a)| matches!(a, Answer::Digest(_))) {
+            if let Some(&(node, _)) = self
+                .answers
+                .iter()
+                .find(|(_, a)| matches!(a, Answer::Digest(_)))
+            {
                 if digests[0].is_none() {
                     return self.finish(core, Ok(None));
                 }
@@ -263,7 +291,9 @@ impl Get {
             return (Step::Wait, None);
         }
         if !all_full {
-            core.event(Event::ReadRepair { mode: self.plan.repair });
+            core.event(Event::ReadRepair {
+                mode: self.plan.repair,
+            });
             self.phase = Phase::Collect { all_full: true };
             let since = core.now.mono;
             let mut lacking = Vec::new();
@@ -277,7 +307,11 @@ impl Get {
                 self.send_read(core, node, false);
             }
         }
-        if full < required { (Step::Wait, None) } else { self.repair(core) }
+        if full < required {
+            (Step::Wait, None)
+        } else {
+            self.repair(core)
+        }
     }
 
     fn fulls(&self) -> impl Iterator<Item = &Option<Record>> {
@@ -307,7 +341,9 @@ impl Get {
                 }
             });
         }
-        let Some(record) = merged.clone() else { return self.finish(core, Ok(None)) };
+        let Some(record) = merged.clone() else {
+            return self.finish(core, Ok(None));
+        };
         if self.plan.repair == ReadRepair::Off {
             return self.finish(core, Ok(merged));
         }
@@ -319,11 +355,18 @@ impl Get {
             }
         }
         // Those that were seen to be stale, and as many of the others as the promise needs.
-        let stale = self.answers.iter().filter(|(_, a)| matches!(a, Answer::Full(_))).count();
+        let stale = self
+            .answers
+            .iter()
+            .filter(|(_, a)| matches!(a, Answer::Full(_)))
+            .count();
         let mut spare = self.plan.repair_required.saturating_sub(stale);
         let lacking: Vec<NodeId> = tally.missing().collect();
         for node in lacking {
-            let seen = self.answers.iter().any(|(n, a)| *n == node && a.digest().is_some());
+            let seen = self
+                .answers
+                .iter()
+                .any(|(n, a)| *n == node && a.digest().is_some());
             if !seen {
                 if spare == 0 {
                     continue;
@@ -358,7 +401,8 @@ impl Get {
                 },
                 Err(error) => ClientReply::Failed(*error),
             };
-            self.caller.answer(core, &self.ask, self.plan.required as u8, reply);
+            self.caller
+                .answer(core, &self.ask, self.plan.required as u8, reply);
         }
         (Step::Done, Some(outcome))
     }
@@ -368,7 +412,11 @@ impl Get {
         self.wake = None;
         let now = core.now.mono;
         if now >= self.ask.deadline {
-            let received = self.answers.iter().filter(|(_, a)| a.digest().is_some()).count() as u8;
+            let received = self
+                .answers
+                .iter()
+                .filter(|(_, a)| a.digest().is_some())
+                .count() as u8;
             let (required, received) = match &self.phase {
                 Phase::Collect { .. } => (self.plan.required as u8, received),
                 Phase::WriteBack { tally, .. } => (tally.required(), tally.received()),
@@ -394,7 +442,8 @@ impl Get {
                         self.send_repair(core, node, record);
                     }
                 }
-                self.hedge_at = now.plus(core.latency.hedge_after(core.node()).max(20 * RETRY_OLDER));
+                self.hedge_at =
+                    now.plus(core.latency.hedge_after(core.node()).max(20 * RETRY_OLDER));
             }
         }
         self.arm(core);
@@ -441,5 +490,9 @@ impl Get {
 }
 
 fn no_quorum(required: u8, received: u8) -> ClientError {
-    ClientError::Quorum { required, received, maybe_applied: false }
+    ClientError::Quorum {
+        required,
+        received,
+        maybe_applied: false,
+    }
 }

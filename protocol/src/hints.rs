@@ -56,20 +56,36 @@ enum Delivery {
     /// A batch is being read from disk.
     Reading,
     /// So many of a batch are still on their way; the next may start at `resume`.
-    Flying { left: usize, failed: bool, resume: Mono },
+    Flying {
+        left: usize,
+        failed: bool,
+        resume: Mono,
+    },
 }
 
 #[derive(Debug)]
 enum Pending {
-    Put { at: HintKey, weight: u64, partition: PartitionId, stand_in: Option<StandIn> },
-    Delete { at: HintKey, weight: u64, why: Why },
+    Put {
+        at: HintKey,
+        weight: u64,
+        partition: PartitionId,
+        stand_in: Option<StandIn>,
+    },
+    Delete {
+        at: HintKey,
+        weight: u64,
+        why: Why,
+    },
 }
 
 /// Why a hint is removed; told when the disk has done it, so that each hint is counted once.
 #[derive(Clone, Copy, Debug)]
 enum Why {
     Delivered,
-    Dropped { reason: &'static str, partition: PartitionId },
+    Dropped {
+        reason: &'static str,
+        partition: PartitionId,
+    },
 }
 
 /// What is being read from disk for a delivery.
@@ -104,7 +120,10 @@ impl Hints {
     pub(crate) fn new(core: &Core, totals: &[HintTotal]) -> Self {
         let mut hints = Self::default();
         let count = core.settings.count;
-        for total in totals.iter().filter(|total| total.slot % count == core.settings.index) {
+        for total in totals
+            .iter()
+            .filter(|total| total.slot % count == core.settings.index)
+        {
             let target = hints.targets.entry(total.target).or_default();
             target.waiting += total.count;
             target.bytes += total.bytes;
@@ -124,23 +143,48 @@ impl Hints {
         stand_in: Option<StandIn>,
     ) {
         let partition = core.partition(&key);
-        let hint = Hint { key, record, counted: stand_in.is_some() };
+        let hint = Hint {
+            key,
+            record,
+            counted: stand_in.is_some(),
+        };
         let weight = hint.weight();
         let kept = self.targets.get(&target).map_or(0, |target| target.bytes);
         if kept + weight > core.settings.hint_bytes_max {
             match stand_in {
                 Some(asker) => refuse_stand_in(core, &asker, Refusal::Overloaded),
                 None if core.has(Mutant::HintDroppedSilently) => {}
-                None => core.event(Event::HintsDropped { target, count: 1, reason: "bytes", partition }),
+                None => core.event(Event::HintsDropped {
+                    target,
+                    count: 1,
+                    reason: "bytes",
+                    partition,
+                }),
             }
             return;
         }
         self.last_seq = (self.last_seq + 1).max(core.clock.peek(core.now.wall).0);
         let slot = (partition.0 % u16::from(HINT_SLOTS)) as u8;
-        let at = HintKey { target, slot, seq: self.last_seq };
-        let sync = if stand_in.is_some() { Sync::Fsync } else { Sync::Policy };
+        let at = HintKey {
+            target,
+            slot,
+            seq: self.last_seq,
+        };
+        let sync = if stand_in.is_some() {
+            Sync::Fsync
+        } else {
+            Sync::Policy
+        };
         let id = core.commit(Write::HintPut { at, hint }, sync);
-        self.commits.insert(id, Pending::Put { at, weight, partition, stand_in });
+        self.commits.insert(
+            id,
+            Pending::Put {
+                at,
+                weight,
+                partition,
+                stand_in,
+            },
+        );
         core.event(Event::HintStored { target });
         let entry = self.targets.entry(target).or_default();
         entry.waiting += 1;
@@ -150,8 +194,15 @@ impl Hints {
     }
 
     /// A commit ended; answers whether it was one of ours.
-    pub(crate) fn on_committed(&mut self, core: &mut Core, id: CommitId, result: Result<(), StoreError>) -> bool {
-        let Some(pending) = self.commits.remove(&id) else { return false };
+    pub(crate) fn on_committed(
+        &mut self,
+        core: &mut Core,
+        id: CommitId,
+        result: Result<(), StoreError>,
+    ) -> bool {
+        let Some(pending) = self.commits.remove(&id) else {
+            return false;
+        };
         match (pending, result) {
             (Pending::Put { stand_in, .. }, Ok(())) => {
                 if let Some(asker) = stand_in {
@@ -159,23 +210,42 @@ impl Hints {
                     core.answer(asker.node, asker.ask.op, asker.ask.ring, ReplyKind::StoodIn);
                 }
             }
-            (Pending::Put { at, weight, partition, stand_in }, Err(error)) => {
+            (
+                Pending::Put {
+                    at,
+                    weight,
+                    partition,
+                    stand_in,
+                },
+                Err(error),
+            ) => {
                 self.forget(core, at, weight);
                 if let Some(asker) = stand_in {
-                    let refusal =
-                        if error == StoreError::Full { Refusal::DiskFull } else { Refusal::Storage };
+                    let refusal = if error == StoreError::Full {
+                        Refusal::DiskFull
+                    } else {
+                        Refusal::Storage
+                    };
                     refuse_stand_in(core, &asker, refusal);
                 }
                 let target = at.target;
-                core.event(Event::HintsDropped { target, count: 1, reason: "full", partition });
+                core.event(Event::HintsDropped {
+                    target,
+                    count: 1,
+                    reason: "full",
+                    partition,
+                });
             }
             (Pending::Delete { at, weight, why }, Ok(())) => {
                 let target = at.target;
                 core.event(match why {
                     Why::Delivered => Event::HintDelivered { target },
-                    Why::Dropped { reason, partition } => {
-                        Event::HintsDropped { target, count: 1, reason, partition }
-                    }
+                    Why::Dropped { reason, partition } => Event::HintsDropped {
+                        target,
+                        count: 1,
+                        reason,
+                        partition,
+                    },
                 });
                 self.forget(core, at, weight);
                 if core.serving && !core.is_frozen() {
@@ -203,15 +273,26 @@ impl Hints {
     }
 
     fn report(&self, core: &mut Core, target: NodeId) {
-        let (waiting, bytes) = self.targets.get(&target).map_or((0, 0), |t| (t.waiting, t.bytes));
-        core.event(Event::Hints { target, waiting, bytes });
+        let (waiting, bytes) = self
+            .targets
+            .get(&target)
+            .map_or((0, 0), |t| (t.waiting, t.bytes));
+        core.event(Event::Hints {
+            target,
+            waiting,
+            bytes,
+        });
     }
 
     /// Looks after deliveries: starts those whose target is alive, gives up those that take too long.
     pub(crate) fn housekeeping(&mut self, core: &mut Core) {
         let now = core.now.mono;
-        let late: Vec<OpId> =
-            self.flights.iter().filter(|(_, flight)| flight.deadline <= now).map(|(&op, _)| op).collect();
+        let late: Vec<OpId> = self
+            .flights
+            .iter()
+            .filter(|(_, flight)| flight.deadline <= now)
+            .map(|(&op, _)| op)
+            .collect();
         for op in late {
             self.end_flight(core, op, false);
         }
@@ -229,12 +310,18 @@ impl Hints {
     /// the disk (else its hints would be found again).
     fn deliver(&mut self, core: &mut Core, node: NodeId) {
         let now = core.now.mono;
-        let leaving = |pending: &Pending| matches!(pending, Pending::Delete { at, .. } if at.target == node);
+        let leaving =
+            |pending: &Pending| matches!(pending, Pending::Delete { at, .. } if at.target == node);
         if self.commits.values().any(leaving) {
             return;
         }
-        let member = core.view.as_ref().is_some_and(|view| view.config.member(node).is_some());
-        let Some(target) = self.targets.get_mut(&node) else { return };
+        let member = core
+            .view
+            .as_ref()
+            .is_some_and(|view| view.config.member(node).is_some());
+        let Some(target) = self.targets.get_mut(&node) else {
+            return;
+        };
         match target.delivery {
             Delivery::Backoff(until) if until > now => return,
             Delivery::Reading => return,
@@ -250,19 +337,45 @@ impl Hints {
             target.delivery = Delivery::Idle;
             return;
         }
-        let Some((&slot, &count)) = target.slots.iter().next() else { return };
+        let Some((&slot, &count)) = target.slots.iter().next() else {
+            return;
+        };
         target.delivery = Delivery::Reading;
-        let in_commit = self.commits.values().any(|pending| pending.at().target == node);
+        let in_commit = self
+            .commits
+            .values()
+            .any(|pending| pending.at().target == node);
         let settled = (!in_commit || core.has(Mutant::HintForgotten)).then_some(count);
-        let id = core.read(Query::Hints { target: node, slot, after: 0, limit: WINDOW });
-        self.reads.insert(id, Question { target: node, slot, settled });
+        let id = core.read(Query::Hints {
+            target: node,
+            slot,
+            after: 0,
+            limit: WINDOW,
+        });
+        self.reads.insert(
+            id,
+            Question {
+                target: node,
+                slot,
+                settled,
+            },
+        );
     }
 
     /// The disk answered; answers whether it was a question of ours.
-    pub(crate) fn on_read(&mut self, core: &mut Core, id: ReadId, result: &Result<Found, StoreError>) -> bool {
-        let Some(question) = self.reads.remove(&id) else { return false };
+    pub(crate) fn on_read(
+        &mut self,
+        core: &mut Core,
+        id: ReadId,
+        result: &Result<Found, StoreError>,
+    ) -> bool {
+        let Some(question) = self.reads.remove(&id) else {
+            return false;
+        };
         match (result, question.settled) {
-            (Ok(Found::Hints(found)), Some(count)) if found.is_empty() => self.recount(core, &question, count),
+            (Ok(Found::Hints(found)), Some(count)) if found.is_empty() => {
+                self.recount(core, &question, count)
+            }
             (Ok(Found::Hints(found)), _) => self.send(core, question.target, found),
             (Ok(_) | Err(_), _) => self.back_off(core, question.target),
         }
@@ -272,7 +385,9 @@ impl Hints {
     /// The slot was believed to hold `count` hints and holds none: the disk is right. Hints that were stored
     /// since the question was put are not among them.
     fn recount(&mut self, core: &mut Core, question: &Question, count: u64) {
-        let Some(target) = self.targets.get_mut(&question.target) else { return };
+        let Some(target) = self.targets.get_mut(&question.target) else {
+            return;
+        };
         if let Some(believed) = target.slots.get_mut(&question.slot) {
             *believed = believed.saturating_sub(count);
             if *believed == 0 {
@@ -290,7 +405,11 @@ impl Hints {
     fn send(&mut self, core: &mut Core, node: NodeId, found: &[(HintKey, Hint)]) {
         let mut left = 0;
         let mut bytes = 0;
-        let oldest = core.clock.peek(core.now.wall).micros().saturating_sub(core.settings.hint_age_max);
+        let oldest = core
+            .clock
+            .peek(core.now.wall)
+            .micros()
+            .saturating_sub(core.settings.hint_age_max);
         for (at, hint) in found {
             let weight = hint.weight();
             // A clock that is off says nothing about age.
@@ -307,19 +426,33 @@ impl Hints {
             left += 1;
             self.fly(core, *at, hint, recipients);
         }
-        let resume = core.now.mono.plus(bytes.saturating_mul(SECOND) / core.settings.hint_rate.max(1));
-        let Some(target) = self.targets.get_mut(&node) else { return };
+        let resume = core
+            .now
+            .mono
+            .plus(bytes.saturating_mul(SECOND) / core.settings.hint_rate.max(1));
+        let Some(target) = self.targets.get_mut(&node) else {
+            return;
+        };
         target.delivery = if left == 0 {
             Delivery::Backoff(core.now.mono.plus(BACKOFF / 10))
         } else {
-            Delivery::Flying { left, failed: false, resume }
+            Delivery::Flying {
+                left,
+                failed: false,
+                resume,
+            }
         };
     }
 
     fn fly(&mut self, core: &mut Core, at: HintKey, hint: &Hint, recipients: Vec<NodeId>) {
         let op = core.new_op();
         let deadline = core.now.mono.plus(DELIVERY_DEADLINE);
-        let ask = Ask { op, ring: core.ring_version(), deadline, trace: Bytes::new() };
+        let ask = Ask {
+            op,
+            ring: core.ring_version(),
+            deadline,
+            trace: Bytes::new(),
+        };
         for &node in &recipients {
             let kind = RequestKind::Write {
                 key: hint.key.clone(),
@@ -330,7 +463,16 @@ impl Hints {
             };
             core.request(node, &ask, kind);
         }
-        self.flights.insert(op, Flight { at, ring: ask.ring, weight: hint.weight(), waiting: recipients, deadline });
+        self.flights.insert(
+            op,
+            Flight {
+                at,
+                ring: ask.ring,
+                weight: hint.weight(),
+                waiting: recipients,
+                deadline,
+            },
+        );
         core.timers.insert((deadline, Timer::Op(op)));
         if core.has(Mutant::HintRemovedBeforeAck) {
             self.delete(core, at, hint.weight(), Why::Delivered);
@@ -348,8 +490,16 @@ impl Hints {
     }
 
     /// An answer to a delivery; answers whether the exchange was one of ours.
-    pub(crate) fn on_reply(&mut self, core: &mut Core, op: OpId, from: NodeId, kind: &ReplyKind) -> bool {
-        let Some(flight) = self.flights.get_mut(&op) else { return false };
+    pub(crate) fn on_reply(
+        &mut self,
+        core: &mut Core,
+        op: OpId,
+        from: NodeId,
+        kind: &ReplyKind,
+    ) -> bool {
+        let Some(flight) = self.flights.get_mut(&op) else {
+            return false;
+        };
         if flight.ring != core.ring_version() {
             self.end_flight(core, op, false);
         } else if let ReplyKind::Written { .. } = kind {
@@ -373,15 +523,25 @@ impl Hints {
     }
 
     fn end_flight(&mut self, core: &mut Core, op: OpId, delivered: bool) {
-        let Some(flight) = self.flights.remove(&op) else { return };
+        let Some(flight) = self.flights.remove(&op) else {
+            return;
+        };
         core.timers.remove(&(flight.deadline, Timer::Op(op)));
         let node = flight.at.target;
         if delivered {
             self.delete(core, flight.at, flight.weight, Why::Delivered);
         }
         let now = core.now.mono;
-        let Some(target) = self.targets.get_mut(&node) else { return };
-        if let Delivery::Flying { left, failed, resume, .. } = &mut target.delivery {
+        let Some(target) = self.targets.get_mut(&node) else {
+            return;
+        };
+        if let Delivery::Flying {
+            left,
+            failed,
+            resume,
+            ..
+        } = &mut target.delivery
+        {
             *left = left.saturating_sub(1);
             *failed |= !delivered;
             if *left == 0 {
@@ -409,20 +569,41 @@ impl Pending {
 
 /// The target, as long as it owns the partition; when it does not, all present owners.
 fn recipients(core: &Core, target: NodeId, key: &RecordKey) -> Vec<NodeId> {
-    let Some(view) = core.view.as_ref() else { return Vec::new() };
-    let Some(bucket) = view.config.bucket_by_id(key.bucket) else { return Vec::new() };
+    let Some(view) = core.view.as_ref() else {
+        return Vec::new();
+    };
+    let Some(bucket) = view.config.bucket_by_id(key.bucket) else {
+        return Vec::new();
+    };
     let partition = key.token.partition(view.config.partition_bits);
     let owners = view.ring.owners(bucket.n, partition);
-    let joining = view.ring.target_owners(bucket.n, partition).unwrap_or_default();
-    if owners.contains(&target) || joining.contains(&target) { vec![target] } else { owners.to_vec() }
+    let joining = view
+        .ring
+        .target_owners(bucket.n, partition)
+        .unwrap_or_default();
+    if owners.contains(&target) || joining.contains(&target) {
+        vec![target]
+    } else {
+        owners.to_vec()
+    }
 }
 
 fn refuse_stand_in(core: &mut Core, asker: &StandIn, refusal: Refusal) {
     tell_stand_in(core, asker, replicate::outcome_of(refusal));
-    core.answer(asker.node, asker.ask.op, asker.ask.ring, ReplyKind::Refused(refusal));
+    core.answer(
+        asker.node,
+        asker.ask.op,
+        asker.ask.ring,
+        ReplyKind::Refused(refusal),
+    );
 }
 
 fn tell_stand_in(core: &mut Core, asker: &StandIn, outcome: &'static str) {
     let trace = asker.ask.trace.clone();
-    core.event(Event::Replica { op: "stand_in", outcome, from: asker.node, trace });
+    core.event(Event::Replica {
+        op: "stand_in",
+        outcome,
+        from: asker.node,
+        trace,
+    });
 }

@@ -10,7 +10,17 @@ use crate::time::{SECOND, Wall};
 
 /// 52 bits of microseconds since 1970, then 12 bits of counter. Ordered as a number.
 #[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, bincode::Encode, bincode::Decode,
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    bincode::Encode,
+    bincode::Decode,
 )]
 pub struct Hlc(pub u64);
 
@@ -40,9 +50,17 @@ pub struct Pace {
 
 impl Pace {
     /// For versions of writes.
-    pub const WRITES: Self = Self { ahead: SECOND, lazy: true, patient: true };
+    pub const WRITES: Self = Self {
+        ahead: SECOND,
+        lazy: true,
+        patient: true,
+    };
     /// For ballots, and for the bound that peers remember of a node.
-    pub const BALLOTS: Self = Self { ahead: 10 * SECOND, lazy: false, patient: false };
+    pub const BALLOTS: Self = Self {
+        ahead: 10 * SECOND,
+        lazy: false,
+        patient: false,
+    };
 }
 
 impl Hlc {
@@ -61,7 +79,12 @@ impl Hlc {
 
 impl fmt::Display for Hlc {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.micros(), self.0 & ((1 << COUNTER_BITS) - 1))
+        write!(
+            f,
+            "{}.{}",
+            self.micros(),
+            self.0 & ((1 << COUNTER_BITS) - 1)
+        )
     }
 }
 
@@ -98,7 +121,10 @@ impl HlcClock {
     /// bound that any earlier life of this node had made durable.
     #[must_use]
     pub fn new(shard: u8, durable_bound: Hlc, drift_max: u64, pace: Pace) -> Self {
-        assert!(usize::from(shard) < SHARDS_MAX, "shard index {shard} is below {SHARDS_MAX}");
+        assert!(
+            usize::from(shard) < SHARDS_MAX,
+            "shard index {shard} is below {SHARDS_MAX}"
+        );
         let mut clock = Self {
             shard: u64::from(shard),
             pace,
@@ -224,7 +250,11 @@ mod tests {
         assert_eq!(clock.mint(Wall(1_000)), Err(MintError::BoundReached));
         let bound = clock.renewal(Wall(1_000)).expect("asked for");
         assert_eq!(clock.renewal(Wall(1_000)), None, "one renewal at a time");
-        assert_eq!(clock.mint(Wall(1_000)), Err(MintError::BoundReached), "not durable yet");
+        assert_eq!(
+            clock.mint(Wall(1_000)),
+            Err(MintError::BoundReached),
+            "not durable yet"
+        );
         clock.on_bound_durable();
         assert!(clock.mint(Wall(1_000)).expect("minted") < bound);
     }
@@ -268,17 +298,28 @@ mod tests {
             clock.renewal(wall).expect("a start raises the bound");
             clock.on_bound_durable();
             clock.mint(wall).expect("minted");
-            assert_eq!(clock.renewal(wall), None, "one renewal is enough for a while");
+            assert_eq!(
+                clock.renewal(wall),
+                None,
+                "one renewal is enough for a while"
+            );
             bound = clock.bound();
         }
-        assert!(bound.micros() <= wall.0 + 20 * SECOND, "20 restarts within no time");
+        assert!(
+            bound.micros() <= wall.0 + 20 * SECOND,
+            "20 restarts within no time"
+        );
     }
 
     #[test]
     fn writes_wait_until_the_physical_clock_has_passed_the_earlier_life() {
         let bound = Hlc::from_micros(5 * SECOND);
         let mut clock = HlcClock::new(0, bound, 60 * SECOND, Pace::WRITES);
-        assert_eq!(clock.last(), Hlc(0), "peers are not told of times that nobody has minted");
+        assert_eq!(
+            clock.last(),
+            Hlc(0),
+            "peers are not told of times that nobody has minted"
+        );
         assert_eq!(clock.mint(Wall(4 * SECOND)), Err(MintError::Past));
         clock.renewal(Wall(4 * SECOND));
         clock.on_bound_durable();
@@ -286,7 +327,11 @@ mod tests {
         clock.renewal(Wall(6 * SECOND));
         clock.on_bound_durable();
         let minted = clock.mint(Wall(6 * SECOND)).expect("minted");
-        assert_eq!(minted.micros(), 6 * SECOND, "not ahead of the physical clock");
+        assert_eq!(
+            minted.micros(),
+            6 * SECOND,
+            "not ahead of the physical clock"
+        );
     }
 
     #[test]
@@ -295,7 +340,9 @@ mod tests {
         let mut clock = HlcClock::new(0, bound, 60 * SECOND, Pace::WRITES);
         assert_eq!(clock.mint(Wall(SECOND)), Err(MintError::Past));
         clock.stop_waiting();
-        clock.mint(Wall(SECOND)).expect_err("the bound must be raised");
+        clock
+            .mint(Wall(SECOND))
+            .expect_err("the bound must be raised");
         clock.renewal(Wall(SECOND)).expect("asked for");
         clock.on_bound_durable();
         assert!(clock.mint(Wall(SECOND)).expect("minted") > bound);

@@ -35,10 +35,17 @@ impl Latencies {
     /// `node` answered after `micros`.
     pub(crate) fn observe(&mut self, node: NodeId, micros: u64) {
         if self.peers.len() >= PEERS_MAX && !self.peers.contains_key(&node) {
-            let slowest = self.peers.iter().max_by_key(|(_, peer)| peer.mean).map(|(&id, _)| id);
+            let slowest = self
+                .peers
+                .iter()
+                .max_by_key(|(_, peer)| peer.mean)
+                .map(|(&id, _)| id);
             slowest.map(|id| self.peers.remove(&id));
         }
-        let peer = self.peers.entry(node).or_insert(Peer { mean: micros, p95: micros.saturating_mul(2) });
+        let peer = self.peers.entry(node).or_insert(Peer {
+            mean: micros,
+            p95: micros.saturating_mul(2),
+        });
         peer.mean = (peer.mean * 7 + micros) / 8;
         let step = (peer.p95 / 16).max(20);
         peer.p95 = if micros > peer.p95 {
@@ -55,7 +62,10 @@ impl Latencies {
 
     /// How long to wait for `node` before another is asked too, in microseconds.
     pub(crate) fn hedge_after(&self, node: NodeId) -> u64 {
-        self.peers.get(&node).map_or(UNKNOWN, |peer| peer.p95).clamp(*HEDGE.start(), *HEDGE.end())
+        self.peers
+            .get(&node)
+            .map_or(UNKNOWN, |peer| peer.p95)
+            .clamp(*HEDGE.start(), *HEDGE.end())
     }
 }
 
@@ -69,10 +79,15 @@ mod tests {
         let node = NodeId(1);
         let mut state = 1_u64;
         for _ in 0..20_000 {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             latencies.observe(node, 10_000 + (state >> 33) % 10_000);
         }
         let hedge = latencies.hedge_after(node);
-        assert!((17_500..=21_500).contains(&hedge), "p95 of 10..20 ms is 19.5 ms, estimated {hedge} us");
+        assert!(
+            (17_500..=21_500).contains(&hedge),
+            "p95 of 10..20 ms is 19.5 ms, estimated {hedge} us"
+        );
     }
 }

@@ -67,7 +67,13 @@ impl List {
     }
 
     /// Starts again under another ring version.
-    pub(crate) fn restart(&mut self, core: &mut Core, ring: RingVersion, order: Vec<NodeId>, required: usize) {
+    pub(crate) fn restart(
+        &mut self,
+        core: &mut Core,
+        ring: RingVersion,
+        order: Vec<NodeId>,
+        required: usize,
+    ) {
         self.ask.ring = ring;
         (self.order, self.required) = (order, required);
         self.asked = 0;
@@ -85,7 +91,9 @@ impl List {
     }
 
     fn ask_next(&mut self, core: &mut Core) {
-        let Some(&node) = self.order.get(self.asked) else { return };
+        let Some(&node) = self.order.get(self.asked) else {
+            return;
+        };
         self.asked += 1;
         self.hedge_at = core.now.mono.plus(HEDGE);
         self.send(core, node);
@@ -122,10 +130,17 @@ impl List {
         }
         if self.pages.len() >= self.required {
             let reply = self.merge(core);
-            self.caller.answer(core, &self.ask, self.required as u8, reply);
+            self.caller
+                .answer(core, &self.ask, self.required as u8, reply);
             return Step::Done;
         }
-        if self.order.iter().filter(|node| !self.refused.contains(node)).count() < self.required {
+        if self
+            .order
+            .iter()
+            .filter(|node| !self.refused.contains(node))
+            .count()
+            < self.required
+        {
             return self.fail(core);
         }
         Step::Wait
@@ -133,15 +148,24 @@ impl List {
 
     fn fail(&mut self, core: &mut Core) -> Step {
         let (required, received) = (self.required as u8, self.pages.len() as u8);
-        let error = ClientError::Quorum { required, received, maybe_applied: false };
-        self.caller.answer(core, &self.ask, required, ClientReply::Failed(error));
+        let error = ClientError::Quorum {
+            required,
+            received,
+            maybe_applied: false,
+        };
+        self.caller
+            .answer(core, &self.ask, required, ClientReply::Failed(error));
         Step::Done
     }
 
     fn merge(&mut self, core: &Core) -> ClientReply {
         let now_micros = core.clock.peek(core.now.wall).micros();
         // Where the owner that got least far stopped; nothing may be said about keys beyond.
-        let reached = self.pages.iter().filter_map(|(_, page)| page.reached.clone()).min();
+        let reached = self
+            .pages
+            .iter()
+            .filter_map(|(_, page)| page.reached.clone())
+            .min();
         let mut newest: BTreeMap<Cursor, ListEntry> = BTreeMap::new();
         for entry in self.pages.drain(..).flat_map(|(_, page)| page.entries) {
             if reached.as_ref().is_some_and(|end| entry.at > *end) {

@@ -15,7 +15,9 @@ use crate::wire::Blob;
 
 /// Identity of one exchange, unique for its sender across restarts: the shard's index in the top
 /// [`OpId::SHARD_BITS`] bits, then a number that starts at random.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, bincode::Encode, bincode::Decode)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, bincode::Encode, bincode::Decode,
+)]
 pub struct OpId(pub u64);
 
 impl OpId {
@@ -25,7 +27,10 @@ impl OpId {
     /// The id with that shard and number.
     #[must_use]
     pub fn new(shard: u8, number: u64) -> Self {
-        Self((u64::from(shard) << (64 - Self::SHARD_BITS)) | (number & (u64::MAX >> Self::SHARD_BITS)))
+        Self(
+            (u64::from(shard) << (64 - Self::SHARD_BITS))
+                | (number & (u64::MAX >> Self::SHARD_BITS)),
+        )
     }
 
     /// The sender's shard, to which replies go.

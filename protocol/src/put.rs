@@ -9,8 +9,8 @@ use torc_ring::{NodeId, RingVersion};
 use crate::client::{ClientError, ClientReply};
 use crate::core::{Ask, Caller, Core, Step};
 use crate::message::{RecordKey, Refusal, ReplyKind, RequestKind, WritePurpose};
-use crate::quorum::{Tally, Verdict};
 use crate::mutant::Mutant;
+use crate::quorum::{Tally, Verdict};
 use crate::record::{Parts, Record};
 use crate::shard::PutChoice;
 use crate::time::{MS, Mono};
@@ -60,7 +60,11 @@ impl Put {
         (key, record): (RecordKey, Record),
         (plan, choice): (Plan, PutChoice),
     ) -> Self {
-        let hint_at = core.now.mono.plus(core.settings.hint_after).min(ask.deadline);
+        let hint_at = core
+            .now
+            .mono
+            .plus(core.settings.hint_after)
+            .min(ask.deadline);
         let stored = record.version();
         let mut put = Self {
             ask,
@@ -84,7 +88,11 @@ impl Put {
     }
 
     fn send_all(&mut self, core: &mut Core, stand_ins: Vec<NodeId>) {
-        let mut free = stand_ins.into_iter().filter(|node| !core.dead.contains(node)).collect::<Vec<_>>().into_iter();
+        let mut free = stand_ins
+            .into_iter()
+            .filter(|node| !core.dead.contains(node))
+            .collect::<Vec<_>>()
+            .into_iter();
         for owner in self.tally.nodes().to_vec() {
             if !core.dead.contains(&owner) {
                 self.send_to(core, owner);
@@ -100,11 +108,22 @@ impl Put {
     /// Sends the write to an owner, or to a stand-in with the name of the owner that it stands in for.
     fn send_to(&self, core: &mut Core, node: NodeId) {
         let (key, record) = (self.key.clone(), self.record.clone());
-        let kind = match self.stand_ins.iter().find(|&&(_, stand_in)| stand_in == node) {
-            Some(&(target, _)) => RequestKind::StandIn { target, key, record },
-            None => {
-                RequestKind::Write { key, record, purpose: WritePurpose::Client, fsync: self.choice.fsync }
-            }
+        let kind = match self
+            .stand_ins
+            .iter()
+            .find(|&&(_, stand_in)| stand_in == node)
+        {
+            Some(&(target, _)) => RequestKind::StandIn {
+                target,
+                key,
+                record,
+            },
+            None => RequestKind::Write {
+                key,
+                record,
+                purpose: WritePurpose::Client,
+                fsync: self.choice.fsync,
+            },
         };
         core.request(node, &self.ask, kind);
     }
@@ -129,9 +148,17 @@ impl Put {
     /// What a retry must never do.
     fn remint(&mut self, core: &mut Core) {
         if let Ok(hlc) = core.clock.mint(core.now.wall) {
-            let version = Version { hlc, node: core.node() };
+            let version = Version {
+                hlc,
+                node: core.node(),
+            };
             let (content_type, value) = (self.record.content_type(), self.record.value_bytes());
-            let parts = Parts { version, expiry: self.record.expiry(), content_type, value: &value };
+            let parts = Parts {
+                version,
+                expiry: self.record.expiry(),
+                content_type,
+                value: &value,
+            };
             self.record = Record::value(parts);
         }
     }
@@ -153,13 +180,20 @@ impl Put {
                 }
             }
             ReplyKind::Refused(refusal) => self.on_refused(core, from, *refusal),
-            ReplyKind::Full { .. } | ReplyKind::Digest { .. } | ReplyKind::Listed(_) | ReplyKind::Changed => {}
+            ReplyKind::Full { .. }
+            | ReplyKind::Digest { .. }
+            | ReplyKind::Listed(_)
+            | ReplyKind::Changed => {}
         }
         self.settle(core)
     }
 
     fn on_refused(&mut self, core: &mut Core, from: NodeId, refusal: Refusal) {
-        let owner = self.stand_ins.iter().find(|(_, node)| *node == from).map_or(from, |&(owner, _)| owner);
+        let owner = self
+            .stand_ins
+            .iter()
+            .find(|(_, node)| *node == from)
+            .map_or(from, |&(owner, _)| owner);
         match refusal {
             Refusal::RingVersion { config } => {
                 let ours = core.view.as_ref().map(|view| view.config.version);
@@ -194,27 +228,43 @@ impl Put {
         match self.tally.verdict() {
             Verdict::Met => {
                 let digest = self.record.digest();
-                let superseded = self.stored > digest.version && !core.has(Mutant::SupersededUntold);
+                let superseded =
+                    self.stored > digest.version && !core.has(Mutant::SupersededUntold);
                 let reply = ClientReply::Stored { digest, superseded };
-                self.caller.answer(core, &self.ask, self.tally.required(), reply);
+                self.caller
+                    .answer(core, &self.ask, self.tally.required(), reply);
             }
             Verdict::Unreachable => self.fail(core),
             Verdict::Pending => return Step::Wait,
         }
-        if self.tally.waiting() || !self.retry.is_empty() { Step::Wait } else { Step::Done }
+        if self.tally.waiting() || !self.retry.is_empty() {
+            Step::Wait
+        } else {
+            Step::Done
+        }
     }
 
     fn fail(&mut self, core: &mut Core) {
         let (required, received) = (self.tally.required(), self.tally.received());
         // An owner that has not answered may have the write all the same.
         let doubt = self.doubt && !core.has(Mutant::DoubtForgotten);
-        let maybe_applied = doubt || self.tally.any() || self.tally.waiting() || !self.hinted.is_empty();
+        let maybe_applied =
+            doubt || self.tally.any() || self.tally.waiting() || !self.hinted.is_empty();
         let error = if self.disk_full {
-            ClientError::DiskFull { required, received, maybe_applied }
+            ClientError::DiskFull {
+                required,
+                received,
+                maybe_applied,
+            }
         } else {
-            ClientError::Quorum { required, received, maybe_applied }
+            ClientError::Quorum {
+                required,
+                received,
+                maybe_applied,
+            }
         };
-        self.caller.answer(core, &self.ask, required, ClientReply::Failed(error));
+        self.caller
+            .answer(core, &self.ask, required, ClientReply::Failed(error));
     }
 
     /// The timer rang: ask again, give hints, or give up.
@@ -241,7 +291,10 @@ impl Put {
         if !self.tally.any() {
             return Vec::new();
         }
-        self.tally.missing().filter(|node| !self.hinted.contains(node)).collect()
+        self.tally
+            .missing()
+            .filter(|node| !self.hinted.contains(node))
+            .collect()
     }
 
     /// Whether the client has its answer and only slow owners are waited for.
@@ -253,7 +306,11 @@ impl Put {
     /// unanswered one sets the timer to its deadline.
     fn arm(&mut self, core: &mut Core) {
         let now = core.now.mono;
-        let mut at = if now < self.hint_at { self.hint_at } else { self.ask.deadline };
+        let mut at = if now < self.hint_at {
+            self.hint_at
+        } else {
+            self.ask.deadline
+        };
         if !self.retry.is_empty() {
             at = at.min(now.plus(RETRY_OLDER));
         }

@@ -40,11 +40,17 @@ impl Tally {
     /// Waits for `required` of `owners`.
     #[must_use]
     pub fn new(owners: &[NodeId], required: usize) -> Self {
-        assert!(owners.len() <= NODES_MAX, "a partition has at most {NODES_MAX} owners");
+        assert!(
+            owners.len() <= NODES_MAX,
+            "a partition has at most {NODES_MAX} owners"
+        );
         let members = mask(owners.len());
         Self {
             nodes: owners.to_vec(),
-            current: Group { members, required: required as u32 },
+            current: Group {
+                members,
+                required: required as u32,
+            },
             target: None,
             acked: 0,
             failed: 0,
@@ -53,18 +59,33 @@ impl Tally {
 
     /// Waits for `required` of the current owners and, separately, for `required_target` of `target`.
     #[must_use]
-    pub fn joint(owners: &[NodeId], required: usize, target: &[NodeId], required_target: usize) -> Self {
+    pub fn joint(
+        owners: &[NodeId],
+        required: usize,
+        target: &[NodeId],
+        required_target: usize,
+    ) -> Self {
         let mut tally = Self::new(owners, required);
         let mut members = 0;
         for &node in target {
-            let at = tally.nodes.iter().position(|&n| n == node).unwrap_or_else(|| {
-                tally.nodes.push(node);
-                tally.nodes.len() - 1
-            });
+            let at = tally
+                .nodes
+                .iter()
+                .position(|&n| n == node)
+                .unwrap_or_else(|| {
+                    tally.nodes.push(node);
+                    tally.nodes.len() - 1
+                });
             members |= 1 << at;
         }
-        assert!(tally.nodes.len() <= NODES_MAX, "a partition has at most {NODES_MAX} owners");
-        tally.target = Some(Group { members, required: required_target as u32 });
+        assert!(
+            tally.nodes.len() <= NODES_MAX,
+            "a partition has at most {NODES_MAX} owners"
+        );
+        tally.target = Some(Group {
+            members,
+            required: required_target as u32,
+        });
         tally
     }
 
@@ -76,7 +97,9 @@ impl Tally {
 
     /// The owner did what it was asked. Answers whether that is news.
     pub fn ack(&mut self, node: NodeId) -> bool {
-        let Some(bit) = self.bit(node) else { return false };
+        let Some(bit) = self.bit(node) else {
+            return false;
+        };
         let news = self.acked & bit == 0;
         self.acked |= bit;
         self.failed &= !bit;
@@ -145,7 +168,11 @@ impl Tally {
 
     /// Owners that have not done it, in order.
     pub fn missing(&self) -> impl Iterator<Item = NodeId> + '_ {
-        self.nodes.iter().enumerate().filter(|(at, _)| self.acked & (1 << at) == 0).map(|(_, &node)| node)
+        self.nodes
+            .iter()
+            .enumerate()
+            .filter(|(at, _)| self.acked & (1 << at) == 0)
+            .map(|(_, &node)| node)
     }
 
     /// Whether answers are still awaited: owners that neither did it nor refused.
@@ -158,7 +185,11 @@ impl Tally {
         let count = |group: Group| (group.required, (self.acked & group.members).count_ones());
         let current = count(self.current);
         match self.target.map(count) {
-            Some(target) if target.0.saturating_sub(target.1) > current.0.saturating_sub(current.1) => target,
+            Some(target)
+                if target.0.saturating_sub(target.1) > current.0.saturating_sub(current.1) =>
+            {
+                target
+            }
             _ => current,
         }
     }
@@ -221,7 +252,11 @@ mod tests {
         tally.ack(B);
         tally.ack(C);
         tally.ack(A);
-        assert_eq!(tally.verdict(), Verdict::Pending, "three of five, but one of the target's");
+        assert_eq!(
+            tally.verdict(),
+            Verdict::Pending,
+            "three of five, but one of the target's"
+        );
         assert_eq!((tally.required(), tally.received()), (2, 1));
         tally.ack(E);
         assert_eq!(tally.verdict(), Verdict::Met);

@@ -104,7 +104,15 @@ impl Record {
     /// A tombstone.
     #[must_use]
     pub fn tombstone(version: Version) -> Self {
-        Self::build(KIND_TOMBSTONE, Parts { version, expiry: None, content_type: &[], value: &[] })
+        Self::build(
+            KIND_TOMBSTONE,
+            Parts {
+                version,
+                expiry: None,
+                content_type: &[],
+                value: &[],
+            },
+        )
     }
 
     fn build(kind: u8, parts: Parts<'_>) -> Self {
@@ -170,13 +178,19 @@ impl Record {
     /// Version; of siblings, the greatest of their dots.
     #[must_use]
     pub fn version(&self) -> Version {
-        Version { hlc: Hlc(self.u64_at(2)), node: NodeId(self.u64_at(10)) }
+        Version {
+            hlc: Hlc(self.u64_at(2)),
+            node: NodeId(self.u64_at(10)),
+        }
     }
 
     /// Version and content hash.
     #[must_use]
     pub fn digest(&self) -> Digest {
-        Digest { version: self.version(), hash: self.u64_at(18) }
+        Digest {
+            version: self.version(),
+            hash: self.u64_at(18),
+        }
     }
 
     /// When the value ceases to be visible, in microseconds since 1970. `None` for siblings: each of them
@@ -237,7 +251,11 @@ impl Record {
         match (self.kind(), other.kind()) {
             (Kind::Siblings, Kind::Siblings) => siblings::merge(&self.0, &other.0),
             (Kind::Siblings, _) | (_, Kind::Siblings) => Err(RecordError::Incompatible),
-            _ => Ok(if merge_order(&self.0) >= merge_order(&other.0) { self } else { other }),
+            _ => Ok(if merge_order(&self.0) >= merge_order(&other.0) {
+                self
+            } else {
+                other
+            }),
         }
     }
 }
@@ -247,7 +265,9 @@ impl Record {
 #[must_use]
 pub fn merge_picks_first(first: &[u8], second: &[u8]) -> Option<bool> {
     let plain = |bytes: &[u8]| {
-        bytes.len() >= HEADER_LEN && bytes[0] == FORMAT && matches!(bytes[1], KIND_VALUE | KIND_TOMBSTONE)
+        bytes.len() >= HEADER_LEN
+            && bytes[0] == FORMAT
+            && matches!(bytes[1], KIND_VALUE | KIND_TOMBSTONE)
     };
     (plain(first) && plain(second)).then(|| merge_order(first) >= merge_order(second))
 }
@@ -256,7 +276,10 @@ pub fn merge_picks_first(first: &[u8], second: &[u8]) -> Option<bool> {
 #[must_use]
 pub fn digest_of(bytes: &[u8]) -> Option<Digest> {
     (bytes.len() >= HEADER_LEN).then(|| Digest {
-        version: Version { hlc: Hlc(u64_at(bytes, 2)), node: NodeId(u64_at(bytes, 10)) },
+        version: Version {
+            hlc: Hlc(u64_at(bytes, 2)),
+            node: NodeId(u64_at(bytes, 10)),
+        },
         hash: u64_at(bytes, 18),
     })
 }
@@ -282,8 +305,12 @@ fn check(bytes: &[u8]) -> Result<(), RecordError> {
         return siblings::check(bytes);
     }
     let content_type = usize::from(u16::from_be_bytes([bytes[34], bytes[35]]));
-    let tombstone_is_bare = kind != KIND_TOMBSTONE || (bytes.len() == HEADER_LEN && u64_at(bytes, 26) == 0);
-    if content_type > CONTENT_TYPE_MAX || HEADER_LEN + content_type > bytes.len() || !tombstone_is_bare {
+    let tombstone_is_bare =
+        kind != KIND_TOMBSTONE || (bytes.len() == HEADER_LEN && u64_at(bytes, 26) == 0);
+    if content_type > CONTENT_TYPE_MAX
+        || HEADER_LEN + content_type > bytes.len()
+        || !tombstone_is_bare
+    {
         return Err(RecordError::Malformed);
     }
     Ok(())
@@ -309,19 +336,29 @@ mod tests {
     use super::*;
 
     fn version(hlc: u64, node: u64) -> Version {
-        Version { hlc: Hlc(hlc), node: NodeId(node) }
+        Version {
+            hlc: Hlc(hlc),
+            node: NodeId(node),
+        }
     }
 
     fn record() -> impl Strategy<Value = Record> {
         let value = prop::collection::vec(any::<u8>(), 0..4);
-        (0..3_u64, 0..3_u64, any::<bool>(), 0..2_u64, value).prop_map(|(hlc, node, dead, expiry, value)| {
-            if dead {
-                Record::tombstone(version(hlc, node))
-            } else {
-                let expiry = (expiry > 0).then_some(expiry);
-                Record::value(Parts { version: version(hlc, node), expiry, content_type: b"t", value: &value })
-            }
-        })
+        (0..3_u64, 0..3_u64, any::<bool>(), 0..2_u64, value).prop_map(
+            |(hlc, node, dead, expiry, value)| {
+                if dead {
+                    Record::tombstone(version(hlc, node))
+                } else {
+                    let expiry = (expiry > 0).then_some(expiry);
+                    Record::value(Parts {
+                        version: version(hlc, node),
+                        expiry,
+                        content_type: b"t",
+                        value: &value,
+                    })
+                }
+            },
+        )
     }
 
     proptest! {
@@ -353,7 +390,12 @@ mod tests {
 
     #[test]
     fn a_value_is_what_was_put() {
-        let parts = Parts { version: version(5, 6), expiry: Some(77), content_type: b"text/plain", value: b"hello" };
+        let parts = Parts {
+            version: version(5, 6),
+            expiry: Some(77),
+            content_type: b"text/plain",
+            value: b"hello",
+        };
         let record = Record::parse(Record::value(parts).as_bytes().clone()).expect("parses");
         assert_eq!(record.kind(), Kind::Value);
         assert_eq!(record.version(), version(5, 6));
@@ -367,9 +409,20 @@ mod tests {
         let old = Record::tombstone(version(1, 9));
         let new = Record::tombstone(version(2, 0));
         assert_eq!(old.clone().merge(new.clone()), Ok(new));
-        let value = |v: &'static [u8]| Record::value(Parts { version: version(1, 1), expiry: None, content_type: b"", value: v });
+        let value = |v: &'static [u8]| {
+            Record::value(Parts {
+                version: version(1, 1),
+                expiry: None,
+                content_type: b"",
+                value: v,
+            })
+        };
         let (a, b) = (value(b"a"), value(b"b"));
-        let winner = if a.digest().hash > b.digest().hash { a.clone() } else { b.clone() };
+        let winner = if a.digest().hash > b.digest().hash {
+            a.clone()
+        } else {
+            b.clone()
+        };
         assert_eq!(a.clone().merge(b.clone()), Ok(winner.clone()));
         assert_eq!(b.merge(a), Ok(winner));
     }

@@ -13,7 +13,8 @@ use torc_ring::{NodeId, RingVersion};
 use crate::core::Core;
 use crate::hlc::Hlc;
 use crate::message::{
-    Cursor, ListEntry, Listed, OpId, RecordKey, Refusal, ReplyKind, Request, RequestKind, WritePurpose,
+    Cursor, ListEntry, Listed, OpId, RecordKey, Refusal, ReplyKind, Request, RequestKind,
+    WritePurpose,
 };
 use crate::mutant::Mutant;
 use crate::record::{Kind, Record};
@@ -57,11 +58,21 @@ struct Read {
 #[derive(Debug)]
 enum Why {
     /// Answer with the state.
-    Read { digest_only: bool },
+    Read {
+        digest_only: bool,
+    },
     /// A newer version may be there: look before writing.
-    BeforeWrite { key: RecordKey, record: Record, purpose: WritePurpose, fsync: bool },
+    BeforeWrite {
+        key: RecordKey,
+        record: Record,
+        purpose: WritePurpose,
+        fsync: bool,
+    },
     /// See whether a watched key has changed already.
-    Watch { key: RecordKey, known: Option<Digest> },
+    Watch {
+        key: RecordKey,
+        known: Option<Digest>,
+    },
     List,
 }
 
@@ -95,26 +106,63 @@ impl Replica {
 
     /// A coordinator asks.
     pub(crate) fn on_request(&mut self, core: &mut Core, node: NodeId, request: Request) {
-        let Request { op, ring, remaining_us, trace, kind } = request;
+        let Request {
+            op,
+            ring,
+            remaining_us,
+            trace,
+            kind,
+        } = request;
         let deadline = core.now.mono.plus(u64::from(remaining_us));
-        let from = From { node, op, ring, deadline, trace: trace.0 };
+        let from = From {
+            node,
+            op,
+            ring,
+            deadline,
+            trace: trace.0,
+        };
         let name = name_of(&kind);
         if let Err(refusal) = admit(core, &from, &kind) {
             refuse(core, &from, name, refusal);
             return;
         }
         match kind {
-            RequestKind::Write { key, record, purpose, fsync } => {
-                let why = Why::BeforeWrite { key, record, purpose, fsync };
+            RequestKind::Write {
+                key,
+                record,
+                purpose,
+                fsync,
+            } => {
+                let why = Why::BeforeWrite {
+                    key,
+                    record,
+                    purpose,
+                    fsync,
+                };
                 self.write(core, from, why);
             }
             RequestKind::Read { key, digest_only } => {
                 let id = core.read(Query::Record(key));
-                self.reads.insert(id, Read { from, why: Why::Read { digest_only } });
+                self.reads.insert(
+                    id,
+                    Read {
+                        from,
+                        why: Why::Read { digest_only },
+                    },
+                );
             }
             RequestKind::Watch { key, known } => self.watch(core, from, key, known),
-            RequestKind::List { bucket, partition, after, prefix, limit } => {
-                let bits = core.view.as_ref().map_or(0, |view| view.config.partition_bits);
+            RequestKind::List {
+                bucket,
+                partition,
+                after,
+                prefix,
+                limit,
+            } => {
+                let bits = core
+                    .view
+                    .as_ref()
+                    .map_or(0, |view| view.config.partition_bits);
                 let query = Query::Records {
                     bucket,
                     first: partition.first_token(bits),
@@ -124,7 +172,13 @@ impl Replica {
                     limit: limit.clamp(1, LIST_MAX) as usize,
                 };
                 let id = core.read(query);
-                self.reads.insert(id, Read { from, why: Why::List });
+                self.reads.insert(
+                    id,
+                    Read {
+                        from,
+                        why: Why::List,
+                    },
+                );
             }
             // The shard hands these to its hints; none comes here.
             RequestKind::StandIn { .. } => refuse(core, &from, name, Refusal::NotOwner),
@@ -133,7 +187,15 @@ impl Replica {
 
     /// Commits at once when the version is certainly the newest, else looks first.
     fn write(&mut self, core: &mut Core, from: From, why: Why) {
-        let Why::BeforeWrite { key, record, purpose, fsync } = why else { return };
+        let Why::BeforeWrite {
+            key,
+            record,
+            purpose,
+            fsync,
+        } = why
+        else {
+            return;
+        };
         let version = record.version();
         let slot = &mut self.newest[(key.token.0 as usize) & (SLOTS - 1)];
         if version.hlc > *slot && record.kind() != Kind::Siblings {
@@ -141,7 +203,18 @@ impl Replica {
             self.commit(core, from, (key, record), (purpose, fsync, version));
         } else {
             let id = core.read(Query::Record(key.clone()));
-            self.reads.insert(id, Read { from, why: Why::BeforeWrite { key, record, purpose, fsync } });
+            self.reads.insert(
+                id,
+                Read {
+                    from,
+                    why: Why::BeforeWrite {
+                        key,
+                        record,
+                        purpose,
+                        fsync,
+                    },
+                },
+            );
         }
     }
 
@@ -155,15 +228,42 @@ impl Replica {
         let sync = if fsync { Sync::Fsync } else { Sync::Policy };
         let digest = record.digest();
         if core.has(Mutant::AckBeforeCommit) {
-            accept(core, &from, purpose_name(purpose), ReplyKind::Written { stored });
+            accept(
+                core,
+                &from,
+                purpose_name(purpose),
+                ReplyKind::Written { stored },
+            );
         }
-        let id = core.commit(Write::Merge { key: key.clone(), record }, sync);
-        self.commits.insert(id, Commit { from, key, digest, stored, purpose });
+        let id = core.commit(
+            Write::Merge {
+                key: key.clone(),
+                record,
+            },
+            sync,
+        );
+        self.commits.insert(
+            id,
+            Commit {
+                from,
+                key,
+                digest,
+                stored,
+                purpose,
+            },
+        );
     }
 
     /// The disk answered a read; hands the result back when it was not asked for here.
-    pub(crate) fn on_read(&mut self, core: &mut Core, id: ReadId, result: Result<Found, StoreError>) {
-        let Some(Read { from, why }) = self.reads.remove(&id) else { return };
+    pub(crate) fn on_read(
+        &mut self,
+        core: &mut Core,
+        id: ReadId,
+        result: Result<Found, StoreError>,
+    ) {
+        let Some(Read { from, why }) = self.reads.remove(&id) else {
+            return;
+        };
         let name = why.name();
         if from.ring != core.ring_version() {
             refuse(core, &from, name, stale(core));
@@ -177,18 +277,36 @@ impl Replica {
             (Err(error), _) => refuse(core, &from, name, refusal_of(error)),
             (Ok(Found::Record(found)), Why::Read { digest_only }) => {
                 let kind = if digest_only {
-                    ReplyKind::Digest { digest: found.as_ref().map(Record::digest) }
+                    ReplyKind::Digest {
+                        digest: found.as_ref().map(Record::digest),
+                    }
                 } else {
                     ReplyKind::Full { record: found }
                 };
                 accept(core, &from, name, kind);
             }
-            (Ok(Found::Record(found)), Why::BeforeWrite { key, record, purpose, fsync }) => {
+            (
+                Ok(Found::Record(found)),
+                Why::BeforeWrite {
+                    key,
+                    record,
+                    purpose,
+                    fsync,
+                },
+            ) => {
                 let before = found.as_ref().map(Record::digest);
-                let covered = before.filter(|digest| *digest >= record.digest() && record.kind() != Kind::Siblings);
+                let covered = before
+                    .filter(|digest| *digest >= record.digest() && record.kind() != Kind::Siblings);
                 // What is there already may not be fsynced, so a write that asks for an fsync is committed.
                 if let (Some(digest), false) = (covered, fsync) {
-                    accept(core, &from, name, ReplyKind::Written { stored: digest.version });
+                    accept(
+                        core,
+                        &from,
+                        name,
+                        ReplyKind::Written {
+                            stored: digest.version,
+                        },
+                    );
                 } else if let Err(refusal) = admit_write(core, purpose, &record) {
                     refuse(core, &from, name, refusal);
                 } else {
@@ -202,24 +320,51 @@ impl Replica {
                 }
             }
             (Ok(Found::Records { entries, reached }), Why::List) => {
-                let entries = entries.into_iter().map(|(key, record)| list_entry(key, &record)).collect();
-                let reached = reached.map(|(token, key)| Cursor { token, key: Blob(key) });
-                accept(core, &from, name, ReplyKind::Listed(Listed { entries, reached }));
+                let entries = entries
+                    .into_iter()
+                    .map(|(key, record)| list_entry(key, &record))
+                    .collect();
+                let reached = reached.map(|(token, key)| Cursor {
+                    token,
+                    key: Blob(key),
+                });
+                accept(
+                    core,
+                    &from,
+                    name,
+                    ReplyKind::Listed(Listed { entries, reached }),
+                );
             }
             (Ok(_), _) => refuse(core, &from, name, Refusal::Storage),
         }
     }
 
     /// A commit ended; answers whether it was one of ours.
-    pub(crate) fn on_committed(&mut self, core: &mut Core, id: CommitId, result: Result<(), StoreError>) -> bool {
-        let Some(commit) = self.commits.remove(&id) else { return false };
+    pub(crate) fn on_committed(
+        &mut self,
+        core: &mut Core,
+        id: CommitId,
+        result: Result<(), StoreError>,
+    ) -> bool {
+        let Some(commit) = self.commits.remove(&id) else {
+            return false;
+        };
         let name = purpose_name(commit.purpose);
         match result {
             Ok(()) => {
                 // The ack speaks of the ring version under which the write was accepted.
-                accept(core, &commit.from, name, ReplyKind::Written { stored: commit.stored });
+                accept(
+                    core,
+                    &commit.from,
+                    name,
+                    ReplyKind::Written {
+                        stored: commit.stored,
+                    },
+                );
                 if commit.purpose != WritePurpose::Client {
-                    core.event(Event::Repaired { purpose: commit.purpose });
+                    core.event(Event::Repaired {
+                        purpose: commit.purpose,
+                    });
                 }
                 self.fire(core, &commit.key, Some(commit.digest));
             }
@@ -236,7 +381,10 @@ impl Replica {
     /// Whether any write is on its way to disk or about to be.
     pub(crate) fn has_writes(&self) -> bool {
         !self.commits.is_empty()
-            || self.reads.values().any(|read| matches!(read.why, Why::BeforeWrite { .. }))
+            || self
+                .reads
+                .values()
+                .any(|read| matches!(read.why, Why::BeforeWrite { .. }))
     }
 
     fn watch(&mut self, core: &mut Core, from: From, key: RecordKey, known: Option<Digest>) {
@@ -249,10 +397,19 @@ impl Replica {
         let before = watches.len();
         watches.retain(|watch| (watch.from.node, watch.from.op) != (from.node, from.op));
         self.watch_count -= before - watches.len();
-        watches.push(Watch { from: from.clone(), known });
+        watches.push(Watch {
+            from: from.clone(),
+            known,
+        });
         self.watch_count += 1;
         let id = core.read(Query::Record(key.clone()));
-        self.reads.insert(id, Read { from, why: Why::Watch { key, known } });
+        self.reads.insert(
+            id,
+            Read {
+                from,
+                why: Why::Watch { key, known },
+            },
+        );
     }
 
     /// Tells everybody who watches the key for another state than `now`.
@@ -260,7 +417,9 @@ impl Replica {
         if self.watch_count == 0 {
             return;
         }
-        let Some(watches) = self.watches.get_mut(key) else { return };
+        let Some(watches) = self.watches.get_mut(key) else {
+            return;
+        };
         let ring = core.ring_version();
         let before = watches.len();
         watches.retain(|watch| {
@@ -316,8 +475,12 @@ fn name_of(kind: &RequestKind) -> &'static str {
     match kind {
         RequestKind::Write { purpose, .. } => purpose_name(*purpose),
         RequestKind::StandIn { .. } => "stand_in",
-        RequestKind::Read { digest_only: false, .. } => "read",
-        RequestKind::Read { digest_only: true, .. } => "digest",
+        RequestKind::Read {
+            digest_only: false, ..
+        } => "read",
+        RequestKind::Read {
+            digest_only: true, ..
+        } => "digest",
         RequestKind::List { .. } => "list",
         RequestKind::Watch { .. } => "watch",
     }
@@ -334,29 +497,46 @@ fn admit(core: &mut Core, from: &From, kind: &RequestKind) -> Result<(), Refusal
     if core.now.mono >= from.deadline {
         return Err(Refusal::Expired);
     }
-    let Some(view) = core.view.as_ref() else { return Err(Refusal::NotOwner) };
+    let Some(view) = core.view.as_ref() else {
+        return Err(Refusal::NotOwner);
+    };
     let (bucket, partition) = match kind {
-        RequestKind::Write { key, .. } | RequestKind::Read { key, .. } | RequestKind::Watch { key, .. } => {
+        RequestKind::Write { key, .. }
+        | RequestKind::Read { key, .. }
+        | RequestKind::Watch { key, .. } => {
             (key.bucket, key.token.partition(view.config.partition_bits))
         }
-        RequestKind::List { bucket, partition, .. } => (*bucket, *partition),
+        RequestKind::List {
+            bucket, partition, ..
+        } => (*bucket, *partition),
         RequestKind::StandIn { .. } => return Ok(()),
     };
     let owned = view.config.bucket_by_id(bucket).is_some_and(|bucket| {
-        view.ring.owners(bucket.n, partition).contains(&core.settings.node)
-            || view.ring.target_owners(bucket.n, partition).is_some_and(|o| o.contains(&core.settings.node))
+        view.ring
+            .owners(bucket.n, partition)
+            .contains(&core.settings.node)
+            || view
+                .ring
+                .target_owners(bucket.n, partition)
+                .is_some_and(|o| o.contains(&core.settings.node))
     });
     if !owned {
         return Err(Refusal::NotOwner);
     }
     match kind {
-        RequestKind::Write { purpose, record, .. } => admit_write(core, *purpose, record),
+        RequestKind::Write {
+            purpose, record, ..
+        } => admit_write(core, *purpose, record),
         _ => Ok(()),
     }
 }
 
 /// Whether a write may be taken now.
-pub(crate) fn admit_write(core: &Core, purpose: WritePurpose, record: &Record) -> Result<(), Refusal> {
+pub(crate) fn admit_write(
+    core: &Core,
+    purpose: WritePurpose,
+    record: &Record,
+) -> Result<(), Refusal> {
     if core.is_frozen() {
         return Err(Refusal::Frozen);
     }
@@ -370,7 +550,11 @@ pub(crate) fn admit_write(core: &Core, purpose: WritePurpose, record: &Record) -
 }
 
 fn stale(core: &Core) -> Refusal {
-    let config = core.view.as_ref().map(|view| view.config.version).unwrap_or_default();
+    let config = core
+        .view
+        .as_ref()
+        .map(|view| view.config.version)
+        .unwrap_or_default();
     Refusal::RingVersion { config }
 }
 
@@ -395,26 +579,45 @@ pub(crate) fn outcome_of(refusal: Refusal) -> &'static str {
 }
 
 fn accept(core: &mut Core, from: &From, op: &'static str, kind: ReplyKind) {
-    core.event(Event::Replica { op, outcome: "ok", from: from.node, trace: from.trace.clone() });
+    core.event(Event::Replica {
+        op,
+        outcome: "ok",
+        from: from.node,
+        trace: from.trace.clone(),
+    });
     core.answer(from.node, from.op, from.ring, kind);
 }
 
 fn refuse(core: &mut Core, from: &From, op: &'static str, refusal: Refusal) {
     let outcome = outcome_of(refusal);
-    core.event(Event::Replica { op, outcome, from: from.node, trace: from.trace.clone() });
+    core.event(Event::Replica {
+        op,
+        outcome,
+        from: from.node,
+        trace: from.trace.clone(),
+    });
     core.answer(from.node, from.op, from.ring, ReplyKind::Refused(refusal));
 }
 
 /// Refuses a request that another machine of this shard could not take.
 pub(crate) fn refuse_request(core: &mut Core, node: NodeId, request: &Request, refusal: Refusal) {
     let deadline = core.now.mono.plus(SECOND);
-    let from = From { node, op: request.op, ring: request.ring, deadline, trace: request.trace.0.clone() };
+    let from = From {
+        node,
+        op: request.op,
+        ring: request.ring,
+        deadline,
+        trace: request.trace.0.clone(),
+    };
     refuse(core, &from, name_of(&request.kind), refusal);
 }
 
 fn list_entry(key: RecordKey, record: &Record) -> ListEntry {
     ListEntry {
-        at: Cursor { token: key.token, key: Blob(key.key) },
+        at: Cursor {
+            token: key.token,
+            key: Blob(key.key),
+        },
         digest: record.digest(),
         live: record.kind() != Kind::Tombstone,
         expiry: record.expiry().unwrap_or(0),

@@ -15,7 +15,9 @@ use crate::core::{Ask, Caller, Core, HOUSEKEEPING, Step, Timer};
 use crate::get::{self, For, Get};
 use crate::hints::{Hints, StandIn};
 use crate::list::{List, What};
-use crate::message::{OpId, PeerBody, PeerMessage, RecordKey, Refusal, Reply, ReplyKind, Request, RequestKind};
+use crate::message::{
+    OpId, PeerBody, PeerMessage, RecordKey, Refusal, Reply, ReplyKind, Request, RequestKind,
+};
 use crate::put::{self, Put};
 use crate::record::{KEY_LEN_MAX, Parts, Record};
 use crate::replicate::{self, Replica};
@@ -87,7 +89,10 @@ impl Shard {
             }
             Input::Committed(id, result) => self.on_committed(id, result),
             Input::Liveness(dead) => {
-                self.core.dead = dead.into_iter().filter(|&node| node != self.core.node()).collect();
+                self.core.dead = dead
+                    .into_iter()
+                    .filter(|&node| node != self.core.node())
+                    .collect();
                 self.hints.housekeeping(&mut self.core);
             }
             Input::ClockTrusted(trusted) => self.core.clock_trusted = trusted,
@@ -168,7 +173,10 @@ impl Shard {
         if let Some(Quorum::Count(given)) = quorum
             && given > bucket.n
         {
-            return Err(Refused::With(ClientError::QuorumTooLarge { given, n: bucket.n }));
+            return Err(Refused::With(ClientError::QuorumTooLarge {
+                given,
+                n: bucket.n,
+            }));
         }
         if let ClientOp::Put { .. } = &request.op {
             if !core.clock_trusted {
@@ -181,12 +189,24 @@ impl Shard {
         Ok(bucket.clone())
     }
 
-    fn refuse(&mut self, id: RequestId, request: &ClientRequest, started: Mono, error: ClientError) {
+    fn refuse(
+        &mut self,
+        id: RequestId,
+        request: &ClientRequest,
+        started: Mono,
+        error: ClientError,
+    ) {
         if error == ClientError::Overloaded {
-            self.core.event(Event::Shed { reason: "shard_requests" });
+            self.core.event(Event::Shed {
+                reason: "shard_requests",
+            });
         }
         let ask = self.ask(OpId(0), request);
-        let mut caller = Caller { request: Some(id), started, op: name_of(&request.op) };
+        let mut caller = Caller {
+            request: Some(id),
+            started,
+            op: name_of(&request.op),
+        };
         caller.answer(&mut self.core, &ask, 0, ClientReply::Failed(error));
     }
 
@@ -200,11 +220,22 @@ impl Shard {
     }
 
     fn start(&mut self, id: RequestId, request: ClientRequest, bucket: &Bucket, started: Mono) {
-        let caller = Caller { request: Some(id), started, op: name_of(&request.op) };
+        let caller = Caller {
+            request: Some(id),
+            started,
+            op: name_of(&request.op),
+        };
         let op = self.core.new_op();
         let ask = self.ask(op, &request);
         let started = match request.op.clone() {
-            ClientOp::Put { key, value, w, sloppy, fsync, context } => {
+            ClientOp::Put {
+                key,
+                value,
+                w,
+                sloppy,
+                fsync,
+                context,
+            } => {
                 let key = self.record_key(request.bucket, key);
                 match self.mint(bucket, value, context) {
                     Ok(record) => {
@@ -229,39 +260,80 @@ impl Shard {
                 self.start_watch((ask, caller), key, r, known);
                 Ok(())
             }
-            ClientOp::List { partition, after, prefix, limit } => {
+            ClientOp::List {
+                partition,
+                after,
+                prefix,
+                limit,
+            } => {
                 let limit = limit.clamp(1, replicate::LIST_MAX as usize);
-                let what = What { bucket: bucket.id, partition, after, prefix: Blob(prefix), limit };
+                let what = What {
+                    bucket: bucket.id,
+                    partition,
+                    after,
+                    prefix: Blob(prefix),
+                    limit,
+                };
                 self.start_list((ask, caller), what, bucket)
             }
         };
         if let Err((caller, error)) = started {
-            self.refuse(id, &ClientRequest { op: request.op, ..request }, caller.started, error);
+            self.refuse(
+                id,
+                &ClientRequest {
+                    op: request.op,
+                    ..request
+                },
+                caller.started,
+                error,
+            );
         }
     }
 
     fn record_key(&self, bucket: BucketId, key: Bytes) -> RecordKey {
         let seed = self.core.view.as_ref().map_or(0, |view| view.config.seed);
-        RecordKey { bucket, token: Token::of(seed, bucket, &key), key }
+        RecordKey {
+            bucket,
+            token: Token::of(seed, bucket, &key),
+            key,
+        }
     }
 
     /// A record under a fresh version that orders after what its author had read.
-    fn mint(&mut self, bucket: &Bucket, value: Option<Value>, context: Option<Version>) -> Result<Record, MintRefused> {
+    fn mint(
+        &mut self,
+        bucket: &Bucket,
+        value: Option<Value>,
+        context: Option<Version>,
+    ) -> Result<Record, MintRefused> {
         let wall = self.core.now.wall;
         if let Some(seen) = context
             && !self.core.clock.observe(seen.hlc, wall)
         {
             return Err(MintRefused::With(ClientError::ContextFromFuture));
         }
-        let Ok(hlc) = self.core.clock.mint(wall) else { return Err(MintRefused::Park) };
-        let version = Version { hlc, node: self.core.node() };
-        let Some(value) = value else { return Ok(Record::tombstone(version)) };
-        let expiry = value
-            .ttl_ms
-            .or(bucket.ttl_ms)
-            .map(|ttl| hlc.micros().saturating_add(ttl.saturating_mul(1_000)).max(1));
+        let Ok(hlc) = self.core.clock.mint(wall) else {
+            return Err(MintRefused::Park);
+        };
+        let version = Version {
+            hlc,
+            node: self.core.node(),
+        };
+        let Some(value) = value else {
+            return Ok(Record::tombstone(version));
+        };
+        let expiry = value.ttl_ms.or(bucket.ttl_ms).map(|ttl| {
+            hlc.micros()
+                .saturating_add(ttl.saturating_mul(1_000))
+                .max(1)
+        });
         let content_type = &value.content_type;
-        Ok(Record::value(Parts { version, expiry, content_type, value: &value.bytes }))
+        Ok(Record::value(Parts {
+            version,
+            expiry,
+            content_type,
+            value: &value.bytes,
+        }))
     }
 
     fn start_put(
@@ -274,7 +346,10 @@ impl Shard {
         let plan = self.put_plan(bucket, &key, choice);
         let alive = self.alive(&plan.owners) + plan.stand_ins.len();
         if plan.owners.is_empty() || alive < plan.required {
-            let error = ClientError::Unavailable { required: plan.required.max(1) as u8, alive: alive as u8 };
+            let error = ClientError::Unavailable {
+                required: plan.required.max(1) as u8,
+                alive: alive as u8,
+            };
             return Err((caller, error));
         }
         let op = ask.op;
@@ -294,14 +369,24 @@ impl Shard {
         {
             let next = view.ring.stand_ins(bucket.n, partition);
             let dead_owners = owners.len() - self.alive(&owners);
-            let alive = next.iter().copied().filter(|node| !self.core.dead.contains(node));
+            let alive = next
+                .iter()
+                .copied()
+                .filter(|node| !self.core.dead.contains(node));
             stand_ins = alive.take(dead_owners).collect();
         }
-        put::Plan { owners, stand_ins, required }
+        put::Plan {
+            owners,
+            stand_ins,
+            required,
+        }
     }
 
     fn alive(&self, owners: &[NodeId]) -> usize {
-        owners.iter().filter(|node| !self.core.dead.contains(node)).count()
+        owners
+            .iter()
+            .filter(|node| !self.core.dead.contains(node))
+            .count()
     }
 
     fn start_get(
@@ -314,7 +399,10 @@ impl Shard {
         let plan = self.get_plan(bucket, &key, r);
         let alive = self.alive(&plan.order);
         if plan.order.is_empty() || alive < plan.required {
-            let error = ClientError::Unavailable { required: plan.required.max(1) as u8, alive: alive as u8 };
+            let error = ClientError::Unavailable {
+                required: plan.required.max(1) as u8,
+                alive: alive as u8,
+            };
             return Err((caller, error));
         }
         let op = ask.op;
@@ -330,7 +418,12 @@ impl Shard {
         let required = r.unwrap_or(bucket.r).required(n);
         let w = bucket.w.required(n);
         let repair_required = w.max((n + 1).saturating_sub(required)).min(n);
-        get::Plan { order: self.best_first(owners), required, repair: bucket.read_repair, repair_required }
+        get::Plan {
+            order: self.best_first(owners),
+            required,
+            repair: bucket.read_repair,
+            repair_required,
+        }
     }
 
     /// Owners in the order in which they are asked: this node, the same zone, low latency, the dead last.
@@ -342,17 +435,31 @@ impl Shard {
         };
         owners.sort_by_cached_key(|&node| {
             let dead = core.dead.contains(&node);
-            (dead, node != core.node(), !zone_of(node), core.latency.mean(node) / 256, node)
+            (
+                dead,
+                node != core.node(),
+                !zone_of(node),
+                core.latency.mean(node) / 256,
+                node,
+            )
         });
         owners
     }
 
-    fn start_list(&mut self, ids: (Ask, Caller), what: What, bucket: &Bucket) -> Result<(), (Caller, ClientError)> {
+    fn start_list(
+        &mut self,
+        ids: (Ask, Caller),
+        what: What,
+        bucket: &Bucket,
+    ) -> Result<(), (Caller, ClientError)> {
         let owners = self.core.owners(bucket, what.partition);
         let required = bucket.r.required(owners.len());
         let alive = self.alive(&owners);
         if owners.is_empty() || alive < required {
-            let error = ClientError::Unavailable { required: required.max(1) as u8, alive: alive as u8 };
+            let error = ClientError::Unavailable {
+                required: required.max(1) as u8,
+                alive: alive as u8,
+            };
             return Err((ids.1, error));
         }
         let op = ids.0.op;
@@ -372,25 +479,40 @@ impl Shard {
     ) {
         let op = ids.0.op;
         self.open += 1;
-        self.ops.insert(op, Op::Watch(Box::new(Watch::new(ids, key, r, known))));
+        self.ops
+            .insert(op, Op::Watch(Box::new(Watch::new(ids, key, r, known))));
         self.register_watch(op);
     }
 
     fn register_watch(&mut self, op: OpId) {
-        let Some(Op::Watch(watch)) = self.ops.get_mut(&op) else { return };
-        let bucket = self.core.view.as_ref().and_then(|view| view.config.bucket_by_id(watch.key.bucket));
-        let owners = bucket.map_or_else(Vec::new, |b| self.core.owners(b, self.core.partition(&watch.key)));
+        let Some(Op::Watch(watch)) = self.ops.get_mut(&op) else {
+            return;
+        };
+        let bucket = self
+            .core
+            .view
+            .as_ref()
+            .and_then(|view| view.config.bucket_by_id(watch.key.bucket));
+        let owners = bucket.map_or_else(Vec::new, |b| {
+            self.core.owners(b, self.core.partition(&watch.key))
+        });
         if watch.register(&mut self.core, &owners) == Wish::Read {
             self.read_for_watch(op);
         }
     }
 
     fn read_for_watch(&mut self, op: OpId) {
-        let Some(Op::Watch(watch)) = self.ops.get(&op) else { return };
+        let Some(Op::Watch(watch)) = self.ops.get(&op) else {
+            return;
+        };
         let (key, r, ring) = (watch.key.clone(), watch.r, self.core.ring_version());
         let (deadline, trace) = (watch.ask.deadline, watch.ask.trace.clone());
-        let Some(bucket) =
-            self.core.view.as_ref().and_then(|view| view.config.bucket_by_id(key.bucket)).cloned()
+        let Some(bucket) = self
+            .core
+            .view
+            .as_ref()
+            .and_then(|view| view.config.bucket_by_id(key.bucket))
+            .cloned()
         else {
             return;
         };
@@ -398,15 +520,26 @@ impl Shard {
         if let Some(Op::Watch(watch)) = self.ops.get_mut(&op) {
             watch.on_read_started(read);
         }
-        let ask = Ask { op: read, ring, deadline, trace };
-        let caller = Caller { request: None, started: self.core.now.mono, op: "get" };
+        let ask = Ask {
+            op: read,
+            ring,
+            deadline,
+            trace,
+        };
+        let caller = Caller {
+            request: None,
+            started: self.core.now.mono,
+            op: "get",
+        };
         if let Err((_, error)) = self.start_get((ask, caller), key, For::Watch(op), (&bucket, r)) {
             self.on_watch_outcome(op, Err(error));
         }
     }
 
     fn on_watch_outcome(&mut self, op: OpId, outcome: get::Outcome) {
-        let Some(Op::Watch(watch)) = self.ops.get_mut(&op) else { return };
+        let Some(Op::Watch(watch)) = self.ops.get_mut(&op) else {
+            return;
+        };
         let failed = outcome.is_err();
         let (step, wish) = watch.on_outcome(&mut self.core, outcome);
         match (step, wish) {
@@ -457,16 +590,44 @@ impl Shard {
             return;
         }
         let deadline = self.core.now.mono.plus(u64::from(request.remaining_us));
-        let ask = Ask { op: request.op, ring: request.ring, deadline, trace: request.trace.0 };
-        let RequestKind::StandIn { target, key, record } = request.kind else { return };
-        self.hints.store(&mut self.core, target, (key, record), Some(StandIn { node: from, ask }));
+        let ask = Ask {
+            op: request.op,
+            ring: request.ring,
+            deadline,
+            trace: request.trace.0,
+        };
+        let RequestKind::StandIn {
+            target,
+            key,
+            record,
+        } = request.kind
+        else {
+            return;
+        };
+        self.hints.store(
+            &mut self.core,
+            target,
+            (key, record),
+            Some(StandIn { node: from, ask }),
+        );
     }
 
     fn stand_in_refusal(&self, request: &Request) -> Option<Refusal> {
         let core = &self.core;
-        let RequestKind::StandIn { target, key, record } = &request.kind else { return None };
+        let RequestKind::StandIn {
+            target,
+            key,
+            record,
+        } = &request.kind
+        else {
+            return None;
+        };
         if request.ring != core.ring_version() {
-            let config = core.view.as_ref().map(|view| view.config.version).unwrap_or_default();
+            let config = core
+                .view
+                .as_ref()
+                .map(|view| view.config.version)
+                .unwrap_or_default();
             return Some(Refusal::RingVersion { config });
         }
         if !core.serving {
@@ -479,7 +640,10 @@ impl Shard {
             view.config.bucket_by_id(key.bucket).is_some_and(|bucket| {
                 let partition = core.partition(key);
                 view.ring.owners(bucket.n, partition).contains(target)
-                    && view.ring.stand_ins(bucket.n, partition).contains(&core.settings.node)
+                    && view
+                        .ring
+                        .stand_ins(bucket.n, partition)
+                        .contains(&core.settings.node)
             })
         });
         if !allowed {
@@ -490,14 +654,23 @@ impl Shard {
 
     fn on_reply(&mut self, from: NodeId, reply: Reply) {
         if let ReplyKind::Refused(Refusal::RingVersion { config }) = &reply.kind
-            && self.core.view.as_ref().is_none_or(|view| view.config.version < *config)
+            && self
+                .core
+                .view
+                .as_ref()
+                .is_none_or(|view| view.config.version < *config)
         {
             self.core.out.push_back(Output::NewerConfig(from, *config));
         }
-        if self.hints.on_reply(&mut self.core, reply.op, from, &reply.kind) {
+        if self
+            .hints
+            .on_reply(&mut self.core, reply.op, from, &reply.kind)
+        {
             return;
         }
-        let Some(op) = self.ops.get_mut(&reply.op) else { return };
+        let Some(op) = self.ops.get_mut(&reply.op) else {
+            return;
+        };
         // An answer under another ring version is no answer.
         if op.ring() != reply.ring {
             return;
@@ -552,12 +725,19 @@ impl Shard {
 
     /// Takes an operation away; a write leaves hints for the owners that lack it.
     fn remove(&mut self, id: OpId) {
-        let Some(mut op) = self.ops.remove(&id) else { return };
+        let Some(mut op) = self.ops.remove(&id) else {
+            return;
+        };
         op.disarm(&mut self.core);
         if let Op::Put(put) = op {
             let missed = put.missed();
             for target in missed {
-                self.hints.store(&mut self.core, target, (put.key.clone(), put.record.clone()), None);
+                self.hints.store(
+                    &mut self.core,
+                    target,
+                    (put.key.clone(), put.record.clone()),
+                    None,
+                );
             }
         }
     }
@@ -565,14 +745,20 @@ impl Shard {
     /// Slow owners may not make a coordinator remember writes without bound: the oldest get hints early.
     fn bound_lingering(&mut self) {
         while self.lingering.len() > self.core.settings.lingering_max {
-            let Some(id) = self.lingering.pop_front() else { return };
+            let Some(id) = self.lingering.pop_front() else {
+                return;
+            };
             if matches!(self.ops.get(&id), Some(Op::Put(put)) if put.lingers()) {
                 self.remove(id);
             }
         }
     }
 
-    fn on_committed(&mut self, id: crate::store::CommitId, result: Result<(), crate::store::StoreError>) {
+    fn on_committed(
+        &mut self,
+        id: crate::store::CommitId,
+        result: Result<(), crate::store::StoreError>,
+    ) {
         if self.core.on_bound_committed(id, result.is_ok()) {
             self.unpark();
         } else if !self.hints.on_committed(&mut self.core, id, result) {
@@ -594,7 +780,12 @@ impl Shard {
     /// Operations start again under the new ring, with no answers of the old one.
     fn on_config(&mut self, view: Arc<View>) {
         // Versions are applied in order; an old one that comes late must not take the ring back.
-        if self.core.view.as_ref().is_some_and(|present| present.config.version > view.config.version) {
+        if self
+            .core
+            .view
+            .as_ref()
+            .is_some_and(|present| present.config.version > view.config.version)
+        {
             return;
         }
         let before = self.core.ring_version();
@@ -618,7 +809,12 @@ impl Shard {
     fn restart(&mut self, id: OpId, ring: RingVersion) {
         let Some(op) = self.ops.get(&id) else { return };
         let bucket_id = op.bucket();
-        let bucket = self.core.view.as_ref().and_then(|view| view.config.bucket_by_id(bucket_id)).cloned();
+        let bucket = self
+            .core
+            .view
+            .as_ref()
+            .and_then(|view| view.config.bucket_by_id(bucket_id))
+            .cloned();
         let Some(bucket) = bucket else {
             self.abandon(id);
             return;
@@ -653,11 +849,18 @@ impl Shard {
 
     /// The operation's bucket is gone.
     fn abandon(&mut self, id: OpId) {
-        let Some(mut op) = self.ops.remove(&id) else { return };
+        let Some(mut op) = self.ops.remove(&id) else {
+            return;
+        };
         let waited = op.waiting_client();
         op.disarm(&mut self.core);
         let (ask, caller) = op.caller();
-        caller.answer(&mut self.core, ask, 0, ClientReply::Failed(ClientError::NoBucket));
+        caller.answer(
+            &mut self.core,
+            ask,
+            0,
+            ClientReply::Failed(ClientError::NoBucket),
+        );
         if waited {
             self.open = self.open.saturating_sub(1);
         }
@@ -683,7 +886,11 @@ impl Shard {
         self.core.renew_bound();
         self.replica.expire_watches(&self.core);
         self.hints.housekeeping(&mut self.core);
-        while self.lingering.front().is_some_and(|id| !self.ops.contains_key(id)) {
+        while self
+            .lingering
+            .front()
+            .is_some_and(|id| !self.ops.contains_key(id))
+        {
             self.lingering.pop_front();
         }
         if !self.parked.is_empty() {
@@ -695,7 +902,9 @@ impl Shard {
         if self.hints.on_timer(&mut self.core, id) {
             return;
         }
-        let Some(op) = self.ops.get_mut(&id) else { return };
+        let Some(op) = self.ops.get_mut(&id) else {
+            return;
+        };
         let before = op.waiting_client();
         let mut outcome = None;
         let mut renew = false;

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use torc_ring::{Config, NodeId, PartitionId, ReadRepair};
 use torc_ring::placement::Ring;
+use torc_ring::{Config, NodeId, PartitionId, ReadRepair};
 
 use crate::client::{ClientReply, ClientRequest, RequestId};
 use crate::message::{PeerMessage, WritePurpose};

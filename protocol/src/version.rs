@@ -10,7 +10,9 @@ use torc_ring::NodeId;
 use crate::hlc::Hlc;
 
 /// Version of a write: ordered by time, then by the node that minted it. Never minted twice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, bincode::Encode, bincode::Decode)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, bincode::Encode, bincode::Decode,
+)]
 pub struct Version {
     /// When.
     pub hlc: Hlc,
@@ -27,7 +29,9 @@ impl fmt::Display for Version {
 
 /// What two replicas compare instead of values: version and hash of the content. Two records are the
 /// same if and only if their digests are (but for collisions of a 64-bit hash within one version).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, bincode::Encode, bincode::Decode)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, bincode::Encode, bincode::Decode,
+)]
 pub struct Digest {
     /// Version; of a set of siblings, the greatest of their dots.
     pub version: Version,

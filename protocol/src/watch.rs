@@ -45,7 +45,12 @@ pub(crate) enum Wish {
 }
 
 impl Watch {
-    pub(crate) fn new((ask, caller): (Ask, Caller), key: RecordKey, r: Option<Quorum>, known: Option<Digest>) -> Self {
+    pub(crate) fn new(
+        (ask, caller): (Ask, Caller),
+        key: RecordKey,
+        r: Option<Quorum>,
+        known: Option<Digest>,
+    ) -> Self {
         Self {
             ask,
             caller,
@@ -63,8 +68,15 @@ impl Watch {
     /// Asks the owners to say when the key changes.
     pub(crate) fn register(&mut self, core: &mut Core, owners: &[NodeId]) -> Wish {
         self.ask.ring = core.ring_version();
-        for &node in owners.iter().filter(|node| !core.dead.contains(node)).collect::<Vec<_>>() {
-            let kind = RequestKind::Watch { key: self.key.clone(), known: self.known };
+        for &node in owners
+            .iter()
+            .filter(|node| !core.dead.contains(node))
+            .collect::<Vec<_>>()
+        {
+            let kind = RequestKind::Watch {
+                key: self.key.clone(),
+                known: self.known,
+            };
             core.request(node, &self.ask, kind);
         }
         self.renew_at = core.now.mono.plus(RENEW);
@@ -93,7 +105,8 @@ impl Watch {
     /// The read ended.
     pub(crate) fn on_outcome(&mut self, core: &mut Core, outcome: Outcome) -> (Step, Wish) {
         self.reading = None;
-        let changed = matches!(&outcome, Ok(record) if record.as_ref().map(Record::digest) != self.known);
+        let changed =
+            matches!(&outcome, Ok(record) if record.as_ref().map(Record::digest) != self.known);
         let failed = outcome.is_err();
         if !(failed && matches!(self.last, Some(Ok(_)))) {
             self.last = Some(outcome);
@@ -101,7 +114,11 @@ impl Watch {
         if changed {
             return (self.finish(core), Wish::Nothing);
         }
-        let wish = if std::mem::take(&mut self.dirty) { Wish::Read } else { Wish::Nothing };
+        let wish = if std::mem::take(&mut self.dirty) {
+            Wish::Read
+        } else {
+            Wish::Nothing
+        };
         (Step::Wait, wish)
     }
 

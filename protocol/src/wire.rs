@@ -19,7 +19,8 @@ pub const WIRE_VERSION: u8 = 1;
 /// Greatest length of an encoded message, in bytes: the greatest value and room for all around it.
 pub const MESSAGE_LEN_MAX: usize = VALUE_LEN_MAX + (1 << 20);
 
-const _: () = assert!(MESSAGE_LEN_MAX > VALUE_LEN_MAX + KEY_LEN_MAX + crate::message::TRACE_LEN_MAX);
+const _: () =
+    assert!(MESSAGE_LEN_MAX > VALUE_LEN_MAX + KEY_LEN_MAX + crate::message::TRACE_LEN_MAX);
 
 /// Why bytes are no message, or a message no bytes.
 #[derive(Debug, thiserror::Error)]
@@ -106,10 +107,11 @@ pub fn decode(frame: &Bytes) -> Result<PeerMessage, WireError> {
     }
     let body = frame.slice(1..);
     let context = Frame(body.clone());
-    let (message, used) =
-        bincode::borrow_decode_from_slice_with_context(&body, config(), context)?;
+    let (message, used) = bincode::borrow_decode_from_slice_with_context(&body, config(), context)?;
     if used < body.len() {
-        return Err(WireError::Trailing { left: body.len() - used });
+        return Err(WireError::Trailing {
+            left: body.len() - used,
+        });
     }
     Ok(message)
 }
@@ -135,7 +137,9 @@ pub fn decode_config(bytes: &[u8]) -> Result<Config, WireError> {
     }
     let (value, used): (Config, usize) = bincode::serde::decode_from_slice(body, config())?;
     if used < body.len() {
-        return Err(WireError::Trailing { left: body.len() - used });
+        return Err(WireError::Trailing {
+            left: body.len() - used,
+        });
     }
     value.validate()?;
     Ok(value)
@@ -157,10 +161,16 @@ impl Encode for Blob {
 }
 
 impl<'de> BorrowDecode<'de, Frame> for Blob {
-    fn borrow_decode<D: BorrowDecoder<'de, Context = Frame>>(decoder: &mut D) -> Result<Self, DecodeError> {
+    fn borrow_decode<D: BorrowDecoder<'de, Context = Frame>>(
+        decoder: &mut D,
+    ) -> Result<Self, DecodeError> {
         let slice = <&'de [u8]>::borrow_decode(decoder)?;
         // An empty slice may point outside the frame, where `slice_ref` would panic.
-        if slice.is_empty() { Ok(Self::default()) } else { Ok(Self(decoder.context().0.slice_ref(slice))) }
+        if slice.is_empty() {
+            Ok(Self::default())
+        } else {
+            Ok(Self(decoder.context().0.slice_ref(slice)))
+        }
     }
 }
 
@@ -171,9 +181,12 @@ impl Encode for Record {
 }
 
 impl<'de> BorrowDecode<'de, Frame> for Record {
-    fn borrow_decode<D: BorrowDecoder<'de, Context = Frame>>(decoder: &mut D) -> Result<Self, DecodeError> {
+    fn borrow_decode<D: BorrowDecoder<'de, Context = Frame>>(
+        decoder: &mut D,
+    ) -> Result<Self, DecodeError> {
         let bytes = Blob::borrow_decode(decoder)?.0;
-        Self::parse(bytes).map_err(|_| DecodeError::Other("record is malformed or fails its checksum"))
+        Self::parse(bytes)
+            .map_err(|_| DecodeError::Other("record is malformed or fails its checksum"))
     }
 }
 
@@ -186,7 +199,9 @@ impl Encode for RecordKey {
 }
 
 impl<'de> BorrowDecode<'de, Frame> for RecordKey {
-    fn borrow_decode<D: BorrowDecoder<'de, Context = Frame>>(decoder: &mut D) -> Result<Self, DecodeError> {
+    fn borrow_decode<D: BorrowDecoder<'de, Context = Frame>>(
+        decoder: &mut D,
+    ) -> Result<Self, DecodeError> {
         let bucket = BucketId(u32::decode(decoder)?);
         let token = Token(u64::decode(decoder)?);
         let key = Blob::borrow_decode(decoder)?.0;

@@ -5,7 +5,9 @@ mod nodes;
 use bytes::Bytes;
 use torc_protocol::client::{ClientError, ClientOp, ClientReply};
 use torc_protocol::hlc::Hlc;
-use torc_protocol::message::{PeerBody, PeerMessage, Refusal, Reply, ReplyKind, RequestKind, WritePurpose};
+use torc_protocol::message::{
+    PeerBody, PeerMessage, Refusal, Reply, ReplyKind, RequestKind, WritePurpose,
+};
 use torc_protocol::record::{Kind, Parts, Record};
 use torc_protocol::shard_io::{Event, Input};
 use torc_protocol::store::{StateKey, StoreError, Sync, Write};
@@ -28,10 +30,20 @@ fn a_write_is_acknowledged_only_after_enough_commits() {
     assert_eq!(cluster.reply(write), None, "nobody has committed");
     cluster.commit(A, Ok(()));
     cluster.settle();
-    assert_eq!(cluster.reply(write), None, "the coordinator's own replica is one of two");
+    assert_eq!(
+        cluster.reply(write),
+        None,
+        "the coordinator's own replica is one of two"
+    );
     cluster.commit(C, Ok(()));
     cluster.settle();
-    assert!(matches!(cluster.reply(write), Some(ClientReply::Stored { superseded: false, .. })));
+    assert!(matches!(
+        cluster.reply(write),
+        Some(ClientReply::Stored {
+            superseded: false,
+            ..
+        })
+    ));
     assert_eq!(cluster.stored(B, KEY), None, "the third may come later");
     cluster.commit(B, Ok(()));
     cluster.settle();
@@ -44,8 +56,17 @@ fn nothing_is_sent_when_too_few_owners_are_alive() {
     let mut cluster = Cluster::new(3);
     cluster.believe_dead(A, &[C]);
     let write = cluster.client(A, put_with(KEY, b"v", Quorum::All));
-    let read = cluster.client(A, ClientOp::Get { key: Bytes::from_static(KEY), r: Some(Quorum::All) });
-    let error = ClientError::Unavailable { required: 3, alive: 2 };
+    let read = cluster.client(
+        A,
+        ClientOp::Get {
+            key: Bytes::from_static(KEY),
+            r: Some(Quorum::All),
+        },
+    );
+    let error = ClientError::Unavailable {
+        required: 3,
+        alive: 2,
+    };
     assert_eq!(cluster.reply(write), Some(ClientReply::Failed(error)));
     assert_eq!(cluster.reply(read), Some(ClientReply::Failed(error)));
     cluster.settle();
@@ -63,9 +84,17 @@ fn a_write_that_misses_its_quorum_says_how_many_came_and_that_it_may_take_effect
     cluster.advance(1_900 * MS);
     assert_eq!(cluster.reply(write), None);
     cluster.advance(200 * MS);
-    let error = ClientError::Quorum { required: 2, received: 1, maybe_applied: true };
+    let error = ClientError::Quorum {
+        required: 2,
+        received: 1,
+        maybe_applied: true,
+    };
     assert_eq!(cluster.reply(write), Some(ClientReply::Failed(error)));
-    assert_eq!(cluster.hints_waiting(A), 2, "one owner has it, so the others shall get it");
+    assert_eq!(
+        cluster.hints_waiting(A),
+        2,
+        "one owner has it, so the others shall get it"
+    );
 }
 
 #[test]
@@ -78,7 +107,11 @@ fn a_write_that_every_owner_refuses_says_that_it_has_no_effect() {
         cluster.commit(node, Err(StoreError::Full));
     }
     cluster.settle();
-    let error = ClientError::DiskFull { required: 1, received: 0, maybe_applied: false };
+    let error = ClientError::DiskFull {
+        required: 1,
+        received: 0,
+        maybe_applied: false,
+    };
     assert_eq!(cluster.reply(write), Some(ClientReply::Failed(error)));
     assert_eq!(cluster.hints_waiting(A), 0);
 }
@@ -91,28 +124,49 @@ fn a_disk_that_fails_in_the_middle_of_a_write_leaves_its_outcome_open() {
     cluster.settle();
     cluster.commit(A, Err(StoreError::Failed));
     cluster.settle();
-    let error = ClientError::Quorum { required: 1, received: 0, maybe_applied: true };
+    let error = ClientError::Quorum {
+        required: 1,
+        received: 0,
+        maybe_applied: true,
+    };
     assert_eq!(cluster.reply(write), Some(ClientReply::Failed(error)));
 }
 
 #[test]
 fn a_write_that_lost_to_a_newer_one_is_told_so() {
     let mut cluster = Cluster::new(3);
-    let far = Version { hlc: Hlc::from_micros(cluster.now.wall.0 + 30 * SECOND), node: NodeId(99) };
-    let newer = Record::value(Parts { version: far, expiry: None, content_type: b"", value: b"newer" });
+    let far = Version {
+        hlc: Hlc::from_micros(cluster.now.wall.0 + 30 * SECOND),
+        node: NodeId(99),
+    };
+    let newer = Record::value(Parts {
+        version: far,
+        expiry: None,
+        content_type: b"",
+        value: b"newer",
+    });
     for node in [A, B, C] {
         cluster.plant(node, KEY, newer.clone());
     }
     let write = cluster.client(A, put(KEY, b"older"));
     cluster.settle();
-    assert!(matches!(cluster.reply(write), Some(ClientReply::Stored { superseded: true, .. })));
+    assert!(matches!(
+        cluster.reply(write),
+        Some(ClientReply::Stored {
+            superseded: true,
+            ..
+        })
+    ));
     assert_eq!(cluster.stored(B, KEY), Some(newer));
 }
 
 #[test]
 fn a_superseded_write_that_asks_for_an_fsync_is_not_acknowledged_from_memory() {
     let mut cluster = Cluster::new(1);
-    let far = Version { hlc: Hlc::from_micros(cluster.now.wall.0 + 30 * SECOND), node: NodeId(99) };
+    let far = Version {
+        hlc: Hlc::from_micros(cluster.now.wall.0 + 30 * SECOND),
+        node: NodeId(99),
+    };
     cluster.plant(A, KEY, Record::tombstone(far));
     cluster.hold_commits(&[A]);
     let mut op = put(KEY, b"older");
@@ -124,13 +178,22 @@ fn a_superseded_write_that_asks_for_an_fsync_is_not_acknowledged_from_memory() {
     assert_eq!(cluster.reply(write), None);
     assert_eq!(cluster.commit(A, Ok(())), Some(Sync::Fsync));
     cluster.settle();
-    assert!(matches!(cluster.reply(write), Some(ClientReply::Stored { superseded: true, .. })));
+    assert!(matches!(
+        cluster.reply(write),
+        Some(ClientReply::Stored {
+            superseded: true,
+            ..
+        })
+    ));
 }
 
 #[test]
 fn a_write_with_a_context_orders_after_what_its_author_saw() {
     let mut cluster = Cluster::new(3);
-    let seen = Version { hlc: Hlc::from_micros(cluster.now.wall.0 + 7 * SECOND), node: NodeId(99) };
+    let seen = Version {
+        hlc: Hlc::from_micros(cluster.now.wall.0 + 7 * SECOND),
+        node: NodeId(99),
+    };
     let mut op = put(KEY, b"after");
     if let ClientOp::Put { context, .. } = &mut op {
         *context = Some(seen);
@@ -139,10 +202,16 @@ fn a_write_with_a_context_orders_after_what_its_author_saw() {
     cluster.settle();
     assert!(stored(cluster.reply(write)).is_some_and(|digest| digest.version > seen));
     if let ClientOp::Put { context, .. } = &mut op {
-        *context = Some(Version { hlc: Hlc::from_micros(cluster.now.wall.0 + 61 * SECOND), node: A });
+        *context = Some(Version {
+            hlc: Hlc::from_micros(cluster.now.wall.0 + 61 * SECOND),
+            node: A,
+        });
     }
     let write = cluster.client(A, op);
-    assert_eq!(cluster.reply(write), Some(ClientReply::Failed(ClientError::ContextFromFuture)));
+    assert_eq!(
+        cluster.reply(write),
+        Some(ClientReply::Failed(ClientError::ContextFromFuture))
+    );
 }
 
 #[test]
@@ -153,7 +222,11 @@ fn a_duplicated_ack_is_one_ack() {
     let write = cluster.client(A, put(KEY, b"v"));
     cluster.duplicate = true;
     cluster.settle();
-    assert_eq!(cluster.reply(write), None, "B's ack came twice, which makes one of two");
+    assert_eq!(
+        cluster.reply(write),
+        None,
+        "B's ack came twice, which makes one of two"
+    );
 }
 
 // ---- reads
@@ -166,10 +239,25 @@ fn a_read_asks_for_one_value_and_otherwise_digests() {
     let read = cluster.client(A, get(KEY));
     cluster.settle();
     assert_eq!(cluster.found(read).as_deref(), Some(&b"v"[..]));
-    assert_eq!(cluster.sent - before, 2, "one question to one peer, one answer; its own replica costs nothing");
-    let replica = cluster.events(B).iter().chain(cluster.events(C)).any(|event| {
-        matches!(event, Event::Replica { op: "digest", outcome: "ok", .. })
-    });
+    assert_eq!(
+        cluster.sent - before,
+        2,
+        "one question to one peer, one answer; its own replica costs nothing"
+    );
+    let replica = cluster
+        .events(B)
+        .iter()
+        .chain(cluster.events(C))
+        .any(|event| {
+            matches!(
+                event,
+                Event::Replica {
+                    op: "digest",
+                    outcome: "ok",
+                    ..
+                }
+            )
+        });
     assert!(replica, "the second owner was asked for its digest only");
 }
 
@@ -184,13 +272,22 @@ fn owners_that_differ_are_mended_before_the_answer() {
     cluster.hold_commits(&[A]);
     let read = cluster.client(A, get(KEY));
     cluster.settle();
-    assert_eq!(cluster.reply(read), None, "only one owner has the new value: it is written back first");
+    assert_eq!(
+        cluster.reply(read),
+        None,
+        "only one owner has the new value: it is written back first"
+    );
     cluster.commit(A, Ok(()));
     cluster.settle();
     assert_eq!(cluster.found(read).as_deref(), Some(&b"new"[..]));
     assert_eq!(cluster.stored(A, KEY), Some(newer));
     let repairs = cluster.events(A).iter().filter(|e| {
-        matches!(e, Event::ReadRepair { mode: ReadRepair::Blocking })
+        matches!(
+            e,
+            Event::ReadRepair {
+                mode: ReadRepair::Blocking
+            }
+        )
     });
     assert_eq!(repairs.count(), 1);
 }
@@ -200,7 +297,10 @@ fn a_read_of_nothing_is_found_empty() {
     let mut cluster = Cluster::new(3);
     let read = cluster.client(B, get(KEY));
     cluster.settle();
-    assert!(matches!(cluster.reply(read), Some(ClientReply::Found { record: None, .. })));
+    assert!(matches!(
+        cluster.reply(read),
+        Some(ClientReply::Found { record: None, .. })
+    ));
 }
 
 #[test]
@@ -219,7 +319,11 @@ fn a_deleted_key_is_found_as_a_tombstone() {
     cluster.settle();
     let read = cluster.client(C, get(KEY));
     cluster.settle();
-    let Some(ClientReply::Found { record: Some(record), now_micros }) = cluster.reply(read) else {
+    let Some(ClientReply::Found {
+        record: Some(record),
+        now_micros,
+    }) = cluster.reply(read)
+    else {
         panic!("a tombstone is a state")
     };
     assert_eq!(record.kind(), Kind::Tombstone);
@@ -238,7 +342,10 @@ fn a_slow_replica_is_overtaken_by_the_next_one() {
     cluster.advance(600 * MS);
     assert_eq!(cluster.found(read).as_deref(), Some(&b"v"[..]));
     let hedged = cluster.events(A).contains(&Event::Hedged);
-    assert_eq!(waited, hedged, "one replica more was asked exactly when the first was slow");
+    assert_eq!(
+        waited, hedged,
+        "one replica more was asked exactly when the first was slow"
+    );
     assert!(waited, "B is asked before C: equal latency, lower id");
 }
 
@@ -250,7 +357,11 @@ fn a_read_without_answers_fails_at_its_deadline_with_numbers() {
     let read = cluster.client(A, get(KEY));
     cluster.settle();
     cluster.advance(2_001 * MS);
-    let error = ClientError::Quorum { required: 2, received: 1, maybe_applied: false };
+    let error = ClientError::Quorum {
+        required: 2,
+        received: 1,
+        maybe_applied: false,
+    };
     assert_eq!(cluster.reply(read), Some(ClientReply::Failed(error)));
 }
 
@@ -258,7 +369,10 @@ fn a_read_without_answers_fails_at_its_deadline_with_numbers() {
 fn a_value_is_invisible_once_its_time_to_live_is_over() {
     let mut cluster = Cluster::new(3);
     let mut op = put(KEY, b"v");
-    if let ClientOp::Put { value: Some(value), .. } = &mut op {
+    if let ClientOp::Put {
+        value: Some(value), ..
+    } = &mut op
+    {
         value.ttl_ms = Some(1_000);
     }
     cluster.client(A, op);
@@ -342,7 +456,11 @@ fn a_hint_that_is_committed_while_the_disk_is_being_read_is_not_forgotten() {
     cluster.settle();
     cluster.release_reads(A);
     cluster.advance(5 * SECOND);
-    assert_eq!(cluster.hints_on_disk(A), 0, "the second hint was delivered too");
+    assert_eq!(
+        cluster.hints_on_disk(A),
+        0,
+        "the second hint was delivered too"
+    );
     assert_eq!(cluster.value(C, KEY).as_deref(), Some(&b"2"[..]));
 }
 
@@ -355,7 +473,15 @@ fn hints_beyond_their_bound_are_dropped_and_counted() {
     }
     assert_eq!(cluster.books(A), (0, 2, 1));
     let dropped = cluster.events(A).iter().filter(|e| {
-        matches!(e, Event::HintsDropped { reason: "bytes", count: 1, target: C, .. })
+        matches!(
+            e,
+            Event::HintsDropped {
+                reason: "bytes",
+                count: 1,
+                target: C,
+                ..
+            }
+        )
     });
     assert_eq!(dropped.count(), 2);
 }
@@ -484,7 +610,10 @@ fn a_write_starts_again_under_a_newer_ring_with_the_same_version_and_no_acks() {
         cluster.release_commits(node);
     }
     cluster.settle();
-    assert_eq!(stored(cluster.reply(write)).map(|digest| digest.version), version);
+    assert_eq!(
+        stored(cluster.reply(write)).map(|digest| digest.version),
+        version
+    );
 }
 
 #[test]
@@ -499,7 +628,11 @@ fn a_write_that_was_sent_under_an_earlier_ring_never_claims_to_have_no_effect() 
     cluster.settle();
     cluster.commit(A, Err(StoreError::Full));
     cluster.settle();
-    let error = ClientError::DiskFull { required: 1, received: 0, maybe_applied: true };
+    let error = ClientError::DiskFull {
+        required: 1,
+        received: 0,
+        maybe_applied: true,
+    };
     assert_eq!(cluster.reply(write), Some(ClientReply::Failed(error)));
 }
 
@@ -554,7 +687,10 @@ fn an_old_config_that_comes_late_does_not_take_the_ring_back() {
     cluster.input(A, Input::Config(old));
     let write = cluster.client(A, put_with(KEY, b"v", Quorum::One));
     cluster.settle();
-    assert!(cluster.sent_rings.iter().all(|&sent| sent == ring), "requests carry the newer ring version");
+    assert!(
+        cluster.sent_rings.iter().all(|&sent| sent == ring),
+        "requests carry the newer ring version"
+    );
     assert!(stored(cluster.reply(write)).is_some());
 }
 
@@ -588,8 +724,18 @@ fn nothing_is_minted_before_the_clocks_bound_is_durable() {
     cluster.configure(A);
     let write = cluster.client(A, put(KEY, b"v"));
     cluster.settle();
-    assert_eq!(cluster.waiting_writes(A).len(), 1, "only the bound is on its way to disk");
-    assert!(matches!(cluster.waiting_writes(A)[0], Write::StatePut { key: StateKey::HlcBound(0), .. }));
+    assert_eq!(
+        cluster.waiting_writes(A).len(),
+        1,
+        "only the bound is on its way to disk"
+    );
+    assert!(matches!(
+        cluster.waiting_writes(A)[0],
+        Write::StatePut {
+            key: StateKey::HlcBound(0),
+            ..
+        }
+    ));
     assert_eq!(cluster.commit(A, Ok(())), Some(Sync::Fsync));
     cluster.release_commits(A);
     cluster.settle();
@@ -604,7 +750,10 @@ fn a_request_that_waited_for_the_bound_in_vain_is_answered() {
     cluster.configure(A);
     let write = cluster.client(A, put(KEY, b"v"));
     cluster.advance(2_300 * MS);
-    assert_eq!(cluster.reply(write), Some(ClientReply::Failed(ClientError::Overloaded)));
+    assert_eq!(
+        cluster.reply(write),
+        Some(ClientReply::Failed(ClientError::Overloaded))
+    );
     assert_eq!(cluster.open(A), 0);
 }
 
@@ -632,7 +781,10 @@ fn a_node_that_is_restarted_at_once_writes_when_the_clock_has_passed_its_earlier
     assert_eq!(cluster.reply(write), None, "nothing may be minted yet");
     cluster.advance(1_500 * MS);
     let minted = stored(cluster.reply(write)).expect("stored").version.hlc;
-    assert!(minted.micros() <= cluster.now.wall.0, "not ahead of the physical clock");
+    assert!(
+        minted.micros() <= cluster.now.wall.0,
+        "not ahead of the physical clock"
+    );
 }
 
 #[test]
@@ -641,16 +793,26 @@ fn a_node_whose_clock_is_off_writes_nothing_and_its_bound_stays() {
     cluster.input(A, Input::ClockTrusted(false));
     cluster.now.wall.0 += 365 * 86_400 * SECOND;
     let write = cluster.client(A, put(KEY, b"v"));
-    assert_eq!(cluster.reply(write), Some(ClientReply::Failed(ClientError::ClockDrift)));
+    assert_eq!(
+        cluster.reply(write),
+        Some(ClientReply::Failed(ClientError::ClockDrift))
+    );
     let bound = cluster.durable_bound(A);
     cluster.advance(20 * SECOND);
-    assert_eq!(cluster.durable_bound(A), bound, "no bound from a clock that is off");
+    assert_eq!(
+        cluster.durable_bound(A),
+        bound,
+        "no bound from a clock that is off"
+    );
 }
 
 #[test]
 fn a_replica_refuses_fresh_writes_from_beyond_the_drift_and_takes_old_ones() {
     let mut cluster = Cluster::new(2);
-    let version = Version { hlc: Hlc::from_micros(cluster.now.wall.0 + 61 * SECOND), node: B };
+    let version = Version {
+        hlc: Hlc::from_micros(cluster.now.wall.0 + 61 * SECOND),
+        node: B,
+    };
     let record = Record::tombstone(version);
     let fresh = cluster.ask_write(A, B, KEY, record.clone(), WritePurpose::Client);
     assert_eq!(fresh, Some(ReplyKind::Refused(Refusal::ClockDrift)));
@@ -671,7 +833,10 @@ fn a_frozen_node_takes_no_writes_until_the_next_ring() {
         cluster.input(node, Input::Freeze(ring));
     }
     cluster.settle();
-    assert!(!cluster.frozen.contains(&(A, ring)), "one write is in flight");
+    assert!(
+        !cluster.frozen.contains(&(A, ring)),
+        "one write is in flight"
+    );
     assert!(cluster.frozen.contains(&(C, ring)));
     cluster.commit(A, Ok(()));
     cluster.settle();
@@ -679,7 +844,11 @@ fn a_frozen_node_takes_no_writes_until_the_next_ring() {
     let write = cluster.client(B, put(KEY, b"2"));
     let read = cluster.client(B, get(KEY));
     cluster.settle();
-    assert_eq!(cluster.found(read).as_deref(), Some(&b"1"[..]), "reads go on");
+    assert_eq!(
+        cluster.found(read).as_deref(),
+        Some(&b"1"[..]),
+        "reads go on"
+    );
     assert_eq!(cluster.reply(write), None, "writes wait");
     for node in [A, B, C] {
         cluster.release_commits(node);
@@ -690,7 +859,11 @@ fn a_frozen_node_takes_no_writes_until_the_next_ring() {
 }
 
 fn watch(known: Option<torc_protocol::version::Digest>) -> ClientOp {
-    ClientOp::Watch { key: Bytes::from_static(KEY), r: None, known }
+    ClientOp::Watch {
+        key: Bytes::from_static(KEY),
+        r: None,
+        known,
+    }
 }
 
 #[test]
@@ -739,7 +912,9 @@ fn a_list_merges_its_owners_and_goes_on_where_a_page_ended() {
         };
         let list = cluster.client(B, op);
         cluster.settle();
-        let Some(ClientReply::Listed { keys: page, next }) = cluster.reply(list) else { panic!("a page") };
+        let Some(ClientReply::Listed { keys: page, next }) = cluster.reply(list) else {
+            panic!("a page")
+        };
         assert!(page.len() <= 4);
         keys.extend(page.into_iter().map(|key| key.key[1]));
         after = next;
@@ -757,30 +932,56 @@ fn a_refusal_that_comes_twice_does_not_end_a_list() {
     cluster.write(A, KEY, b"v");
     cluster.cut(A, B);
     cluster.cut(A, C);
-    let op = ClientOp::List { partition: torc_ring::PartitionId(0), after: None, prefix: Bytes::new(), limit: 4 };
+    let op = ClientOp::List {
+        partition: torc_ring::PartitionId(0),
+        after: None,
+        prefix: Bytes::new(),
+        limit: 4,
+    };
     let list = cluster.client(A, op);
     cluster.settle();
     let (asked, request) = cluster.lost_requests(A).remove(0);
     assert!(matches!(request.kind, RequestKind::List { .. }));
-    let refusal = Reply { op: request.op, ring: request.ring, kind: ReplyKind::Refused(Refusal::Storage) };
+    let refusal = Reply {
+        op: request.op,
+        ring: request.ring,
+        kind: ReplyKind::Refused(Refusal::Storage),
+    };
     for _ in 0..2 {
-        let message = PeerMessage { hlc: Hlc(0), body: PeerBody::Reply(refusal.clone()) };
+        let message = PeerMessage {
+            hlc: Hlc(0),
+            body: PeerBody::Reply(refusal.clone()),
+        };
         cluster.input(asked, Input::Tick);
         cluster.input(A, Input::Peer(asked, message));
     }
-    assert_eq!(cluster.reply(list), None, "two of three owners may still answer");
+    assert_eq!(
+        cluster.reply(list),
+        None,
+        "two of three owners may still answer"
+    );
     cluster.heal();
     cluster.advance(600 * MS);
-    assert!(matches!(cluster.reply(list), Some(ClientReply::Listed { .. })));
+    assert!(matches!(
+        cluster.reply(list),
+        Some(ClientReply::Listed { .. })
+    ));
 }
 
 #[test]
 fn requests_beyond_the_bound_are_refused_at_once() {
     let mut cluster = Cluster::with(3, |_, settings| settings.ops_max = 2);
     cluster.isolate(A);
-    let ids = [cluster.client(A, get(KEY)), cluster.client(A, get(KEY)), cluster.client(A, get(KEY))];
+    let ids = [
+        cluster.client(A, get(KEY)),
+        cluster.client(A, get(KEY)),
+        cluster.client(A, get(KEY)),
+    ];
     assert_eq!(cluster.reply(ids[0]), None);
-    assert_eq!(cluster.reply(ids[2]), Some(ClientReply::Failed(ClientError::Overloaded)));
+    assert_eq!(
+        cluster.reply(ids[2]),
+        Some(ClientReply::Failed(ClientError::Overloaded))
+    );
     cluster.advance(3 * SECOND);
     assert!(ids.iter().all(|&id| cluster.reply(id).is_some()));
     assert_eq!(cluster.open(A), 0);
@@ -791,5 +992,8 @@ fn requests_of_other_ring_versions_are_not_served() {
     let mut cluster = Cluster::new(2);
     let record = cluster.record(1, b"v");
     let reply = cluster.ask_write_at(A, B, RingVersion(77), KEY, record);
-    assert!(matches!(reply, Some(ReplyKind::Refused(Refusal::RingVersion { .. }))));
+    assert!(matches!(
+        reply,
+        Some(ReplyKind::Refused(Refusal::RingVersion { .. }))
+    ));
 }

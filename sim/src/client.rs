@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::{BufMut, Bytes, BytesMut};
-use torc_protocol::client::{ClientError, ClientOp, ClientReply, ClientRequest, ListedKey, RequestId, Value};
+use torc_protocol::client::{
+    ClientError, ClientOp, ClientReply, ClientRequest, ListedKey, RequestId, Value,
+};
 use torc_protocol::message::OpId;
 use torc_protocol::record::Record;
 use torc_protocol::time::{MS, Mono, SECOND};
@@ -52,9 +54,20 @@ struct Op {
 
 #[derive(Clone, Debug)]
 enum What {
-    Write { write: u64, key: u64, w: usize, sloppy: bool },
-    Read { key: u64, r: usize },
-    List { partition: u16, from_start: bool },
+    Write {
+        write: u64,
+        key: u64,
+        w: usize,
+        sloppy: bool,
+    },
+    Read {
+        key: u64,
+        r: usize,
+    },
+    List {
+        partition: u16,
+        from_start: bool,
+    },
 }
 
 impl Clients {
@@ -122,7 +135,11 @@ impl World {
         let r = own.unwrap_or(self.plan.r).required(self.plan.owners());
         let bytes = key_bytes(key);
         let op = if watch {
-            ClientOp::Watch { key: bytes, r: own, known: self.stored_digest(node, key) }
+            ClientOp::Watch {
+                key: bytes,
+                r: own,
+                known: self.stored_digest(node, key),
+            }
         } else {
             ClientOp::Get { key: bytes, r: own }
         };
@@ -131,7 +148,11 @@ impl World {
 
     /// What some client might know of a key.
     fn stored_digest(&self, node: usize, key: u64) -> Option<Digest> {
-        let stored = self.nodes[node].disk.visible.records.get(&self.record_key(key));
+        let stored = self.nodes[node]
+            .disk
+            .visible
+            .records
+            .get(&self.record_key(key));
         stored.map(Record::digest)
     }
 
@@ -144,12 +165,20 @@ impl World {
         let padding = self.rng.below(40) as usize;
         bytes.put_bytes(7, padding);
         let ttl_ms = (self.plan.ttl && self.rng.chance(300)).then(|| self.rng.between(1, 3_000));
-        let value = Value { bytes: bytes.freeze(), content_type: Bytes::new(), ttl_ms };
+        let value = Value {
+            bytes: bytes.freeze(),
+            content_type: Bytes::new(),
+            ttl_ms,
+        };
         if delete || ttl_ms.is_some() {
             self.clients.mortal.insert(key);
         }
         let sloppy = self.plan.sloppy && self.rng.chance(500);
-        let context = if self.rng.chance(200) { self.stored_digest(node, key).map(|d| d.version) } else { None };
+        let context = if self.rng.chance(200) {
+            self.stored_digest(node, key).map(|d| d.version)
+        } else {
+            None
+        };
         let op = ClientOp::Put {
             key: key_bytes(key),
             value: (!delete).then_some(value),
@@ -159,7 +188,16 @@ impl World {
             context,
         };
         self.clients.writes.insert(write, key);
-        self.ask((Some(client), node), op, What::Write { write, key, w, sloppy });
+        self.ask(
+            (Some(client), node),
+            op,
+            What::Write {
+                write,
+                key,
+                w,
+                sloppy,
+            },
+        );
     }
 
     fn ask_list(&mut self, client: usize, node: usize, key: u64) {
@@ -171,20 +209,41 @@ impl World {
             prefix: Bytes::new(),
             limit,
         };
-        self.ask((Some(client), node), op, What::List { partition, from_start: true });
+        self.ask(
+            (Some(client), node),
+            op,
+            What::List {
+                partition,
+                from_start: true,
+            },
+        );
     }
 
     /// The checker's own read, at all owners.
     pub(crate) fn ask_all(&mut self, node: usize, key: u64) -> RequestId {
-        let op = ClientOp::Get { key: key_bytes(key), r: Some(Quorum::All) };
-        self.ask((None, node), op, What::Read { key, r: self.plan.owners() })
+        let op = ClientOp::Get {
+            key: key_bytes(key),
+            r: Some(Quorum::All),
+        };
+        self.ask(
+            (None, node),
+            op,
+            What::Read {
+                key,
+                r: self.plan.owners(),
+            },
+        )
     }
 
     /// The checker's own write, to all owners.
     pub(crate) fn write_all(&mut self, node: usize, key: u64) -> RequestId {
         let write = self.clients.next;
         let bytes = Bytes::copy_from_slice(&write.to_be_bytes());
-        let value = Value { bytes, content_type: Bytes::new(), ttl_ms: None };
+        let value = Value {
+            bytes,
+            content_type: Bytes::new(),
+            ttl_ms: None,
+        };
         self.clients.writes.insert(write, key);
         let op = ClientOp::Put {
             key: key_bytes(key),
@@ -194,36 +253,82 @@ impl World {
             fsync: false,
             context: None,
         };
-        self.ask((None, node), op, What::Write { write, key, w: self.plan.owners(), sloppy: false })
+        self.ask(
+            (None, node),
+            op,
+            What::Write {
+                write,
+                key,
+                w: self.plan.owners(),
+                sloppy: false,
+            },
+        )
     }
 
-    fn ask(&mut self, (client, node): (Option<usize>, usize), op: ClientOp, what: What) -> RequestId {
+    fn ask(
+        &mut self,
+        (client, node): (Option<usize>, usize),
+        op: ClientOp,
+        what: What,
+    ) -> RequestId {
         let id = RequestId(self.clients.next);
         self.clients.next += 1;
-        let patience = if self.rng.chance(100) { self.rng.below(100 * MS) } else { 2 * SECOND };
-        let patience = if client.is_some() { patience } else { 5 * SECOND };
+        let patience = if self.rng.chance(100) {
+            self.rng.below(100 * MS)
+        } else {
+            2 * SECOND
+        };
+        let patience = if client.is_some() {
+            patience
+        } else {
+            5 * SECOND
+        };
         let deadline = self.now + patience;
         let (partition, floors) = match &what {
             What::Write { key, .. } | What::Read { key, .. } => {
                 let partition = self.record_key(*key).token.partition(self.plan.bits).0;
-                (partition, BTreeMap::from([(*key, self.clients.floor(*key))]))
+                (
+                    partition,
+                    BTreeMap::from([(*key, self.clients.floor(*key))]),
+                )
             }
             What::List { partition, .. } => (*partition, self.clients.floors.clone()),
         };
         self.note(format_args!("client asks n{node} {id:?}: {op:?}"));
-        let waiting = Op { client, node, begun: self.now, deadline, what, floors };
+        let waiting = Op {
+            client,
+            node,
+            begun: self.now,
+            deadline,
+            what,
+            floors,
+        };
         self.clients.waiting.insert(id, waiting);
-        let request = ClientRequest { deadline: Mono(deadline), trace: Bytes::new(), bucket: BUCKET, op };
+        let request = ClientRequest {
+            deadline: Mono(deadline),
+            trace: Bytes::new(),
+            bucket: BUCKET,
+            op,
+        };
         self.hand_over(node, partition, id, request);
         id
     }
 
     /// The node of these requests is gone; nobody will ever know.
     pub(crate) fn clients_lost(&mut self, node: usize) {
-        let lost: Vec<RequestId> =
-            self.clients.waiting.iter().filter(|(_, op)| op.node == node).map(|(&id, _)| id).collect();
+        let lost: Vec<RequestId> = self
+            .clients
+            .waiting
+            .iter()
+            .filter(|(_, op)| op.node == node)
+            .map(|(&id, _)| id)
+            .collect();
         for id in lost {
-            if let Some(Op { client: Some(client), .. }) = self.clients.waiting.remove(&id) {
+            if let Some(Op {
+                client: Some(client),
+                ..
+            }) = self.clients.waiting.remove(&id)
+            {
                 self.count("op: lost with its node");
                 self.schedule(MS, Ev::Client { client });
             }
@@ -232,14 +337,24 @@ impl World {
 
     /// A node answers.
     pub(crate) fn on_reply(&mut self, at: Place, id: RequestId, reply: &ClientReply) {
-        self.note(format_args!("n{} answers {id:?}: {:.300}", at.node, format!("{reply:?}")));
+        self.note(format_args!(
+            "n{} answers {id:?}: {:.300}",
+            at.node,
+            format!("{reply:?}")
+        ));
         let Some(op) = self.clients.waiting.remove(&id) else {
-            self.fail(Violation::new(Invariant::Books, format!("{id:?} was answered twice, or never asked")));
+            self.fail(Violation::new(
+                Invariant::Books,
+                format!("{id:?} was answered twice, or never asked"),
+            ));
             return;
         };
         if self.now > op.deadline + GRACE && self.nodes[at.node].paused_until < op.begun {
             let late = self.now - op.deadline;
-            self.fail(Violation::new(Invariant::Bounded, format!("{id:?} was answered {late} us too late")));
+            self.fail(Violation::new(
+                Invariant::Bounded,
+                format!("{id:?} was answered {late} us too late"),
+            ));
         }
         let outcome = match (&op.what, is_ok(reply)) {
             (What::Write { .. }, true) => "op: write ok",
@@ -257,11 +372,18 @@ impl World {
             (What::Read { key, r }, ClientReply::Found { record, .. }) => {
                 self.on_found(&op, *key, *r, record.as_ref());
             }
-            (What::List { .. }, ClientReply::Listed { keys, next }) => self.on_listed(&op, keys, next.is_none()),
-            (What::Write { write, .. }, ClientReply::Failed(error)) => self.on_write_failed(*write, *error),
+            (What::List { .. }, ClientReply::Listed { keys, next }) => {
+                self.on_listed(&op, keys, next.is_none())
+            }
+            (What::Write { write, .. }, ClientReply::Failed(error)) => {
+                self.on_write_failed(*write, *error)
+            }
             (_, ClientReply::Failed(_)) => {}
             (what, reply) => {
-                self.fail(Violation::new(Invariant::Genuine, format!("{what:?} was answered with {reply:?}")));
+                self.fail(Violation::new(
+                    Invariant::Genuine,
+                    format!("{what:?} was answered with {reply:?}"),
+                ));
             }
         }
         if let Some(client) = op.client {
@@ -273,7 +395,13 @@ impl World {
     fn on_write_failed(&mut self, write: u64, error: ClientError) {
         let maybe = matches!(
             error,
-            ClientError::Quorum { maybe_applied: true, .. } | ClientError::DiskFull { maybe_applied: true, .. }
+            ClientError::Quorum {
+                maybe_applied: true,
+                ..
+            } | ClientError::DiskFull {
+                maybe_applied: true,
+                ..
+            }
         );
         // A duplicate that is refused says nothing about the first copy; QUIC makes no duplicates.
         if !maybe && self.plan.faults.duplicates == 0 {
@@ -282,7 +410,15 @@ impl World {
     }
 
     fn on_stored(&mut self, at: Place, op: &Op, digest: Digest, superseded: bool) {
-        let What::Write { write, key, w, sloppy } = op.what else { return };
+        let What::Write {
+            write,
+            key,
+            w,
+            sloppy,
+        } = op.what
+        else {
+            return;
+        };
         let seen = self.mint.seen(key, digest, Some(write));
         self.check(seen);
         if superseded {
@@ -293,7 +429,8 @@ impl World {
         if !self.plan.forgets() {
             let copies = self.copies(&record_key, digest, sloppy);
             if copies < w {
-                let what = format!("write {write} is acknowledged with {copies} of {w} copies on disk");
+                let what =
+                    format!("write {write} is acknowledged with {copies} of {w} copies on disk");
                 self.fail(Violation::new(Invariant::Durable, what));
             }
         }
@@ -316,24 +453,45 @@ impl World {
             self.check(result);
         }
         self.raise(key, w, digest.version);
-        let newest = self.clients.acknowledged.entry(key).or_insert(digest.version);
+        let newest = self
+            .clients
+            .acknowledged
+            .entry(key)
+            .or_insert(digest.version);
         *newest = digest.version.max(*newest);
     }
 
     fn raise(&mut self, key: u64, owners: usize, version: Version) {
-        self.clients.floors.entry(key).or_default().raise(owners, version);
+        self.clients
+            .floors
+            .entry(key)
+            .or_default()
+            .raise(owners, version);
     }
 
     /// Owners, and stand-ins if they count, that have that state or a later one.
-    fn copies(&self, key: &torc_protocol::message::RecordKey, digest: Digest, sloppy: bool) -> usize {
+    fn copies(
+        &self,
+        key: &torc_protocol::message::RecordKey,
+        digest: Digest,
+        sloppy: bool,
+    ) -> usize {
         let owners = self.owners(key);
         let mut copies = 0;
         for (at, node) in self.nodes.iter().enumerate() {
-            let store = if self.plan.fsync { node.disk.durable() } else { &node.disk.visible };
-            let stored = owners.contains(&at) && store.records.get(key).is_some_and(|r| r.digest() >= digest);
+            let store = if self.plan.fsync {
+                node.disk.durable()
+            } else {
+                &node.disk.visible
+            };
+            let stored = owners.contains(&at)
+                && store.records.get(key).is_some_and(|r| r.digest() >= digest);
             let kept = sloppy
                 && !owners.contains(&at)
-                && store.hints.values().any(|hint| hint.key == *key && hint.record.digest() >= digest);
+                && store
+                    .hints
+                    .values()
+                    .any(|hint| hint.key == *key && hint.record.digest() >= digest);
             copies += usize::from(stored || kept);
         }
         copies
@@ -360,7 +518,9 @@ impl World {
         };
         let copies = self.copies(&self.record_key(key), digest, false);
         if copies < promised {
-            let what = format!("a read of key {key} answers what {copies} of {promised} owners have on disk");
+            let what = format!(
+                "a read of key {key} answers what {copies} of {promised} owners have on disk"
+            );
             self.fail(Violation::new(Invariant::Durable, what));
         }
         self.raise(key, promised, digest.version);
@@ -383,7 +543,13 @@ impl World {
     }
 
     fn on_listed(&mut self, op: &Op, keys: &[ListedKey], complete: bool) {
-        let What::List { partition, from_start } = op.what else { return };
+        let What::List {
+            partition,
+            from_start,
+        } = op.what
+        else {
+            return;
+        };
         let n = self.plan.owners();
         let r = self.plan.r.required(n);
         let mut listed = BTreeMap::new();
@@ -391,7 +557,10 @@ impl World {
             let number = number_of_bytes(&key.key);
             let twice = listed.insert(number, key.digest.version).is_some();
             if twice || !(0..self.plan.keys).contains(&number) {
-                self.fail(Violation::new(Invariant::Genuine, format!("a list names key {number} twice or wrongly")));
+                self.fail(Violation::new(
+                    Invariant::Genuine,
+                    format!("a list names key {number} twice or wrongly"),
+                ));
             }
         }
         if self.plan.forgets() {
@@ -402,10 +571,13 @@ impl World {
                 continue;
             }
             let must = floor.seen_by(r, n);
-            let missing = complete && from_start && must.is_some() && !self.clients.mortal.contains(&key);
+            let missing =
+                complete && from_start && must.is_some() && !self.clients.mortal.contains(&key);
             let found = listed.get(&key).copied();
             if (found.is_some() || missing) && found < must {
-                let what = format!("a list of {r} of {n} names key {key} as {found:?}, but {must:?} was known");
+                let what = format!(
+                    "a list of {r} of {n} names key {key} as {found:?}, but {must:?} was known"
+                );
                 self.fail(Violation::new(Invariant::Order, what));
             }
         }

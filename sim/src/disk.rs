@@ -59,7 +59,11 @@ impl Disk {
 
     /// What would be there after a crash now.
     pub(crate) fn durable(&self) -> &Store {
-        if self.fsync { &self.visible } else { &self.durable }
+        if self.fsync {
+            &self.visible
+        } else {
+            &self.durable
+        }
     }
 
     /// Takes a commit; answers whether the disk was idle, so that a group may begin.
@@ -121,7 +125,12 @@ impl Disk {
         let kept = group.len() as u64;
         let kept = rng.below(kept + 1) as usize;
         if !self.full {
-            tail.extend(group.into_iter().take(kept).flat_map(|(_, _, batch)| batch.writes));
+            tail.extend(
+                group
+                    .into_iter()
+                    .take(kept)
+                    .flat_map(|(_, _, batch)| batch.writes),
+            );
         }
         if self.fsync {
             for write in tail {
@@ -170,23 +179,51 @@ impl Store {
     pub(crate) fn find(&self, query: &Query) -> Found {
         match query {
             Query::Record(key) => Found::Record(self.records.get(key).cloned()),
-            Query::Records { bucket, first, last, after, prefix, limit } => {
+            Query::Records {
+                bucket,
+                first,
+                last,
+                after,
+                prefix,
+                limit,
+            } => {
                 let all = self.records.iter().filter(|(key, _)| {
                     key.bucket == *bucket
                         && (*first..=*last).contains(&key.token)
-                        && after.as_ref().is_none_or(|(token, after)| (key.token, &key.key) > (*token, after))
+                        && after
+                            .as_ref()
+                            .is_none_or(|(token, after)| (key.token, &key.key) > (*token, after))
                         && key.key.starts_with(prefix)
                 });
                 let limit = (*limit).min(PAGE_MAX);
-                let mut entries: Vec<_> = all.take(limit + 1).map(|(k, r)| (k.clone(), r.clone())).collect();
+                let mut entries: Vec<_> = all
+                    .take(limit + 1)
+                    .map(|(k, r)| (k.clone(), r.clone()))
+                    .collect();
                 let more = entries.len() > limit;
                 entries.truncate(limit);
                 let end = entries.last().map(|(key, _)| (key.token, key.key.clone()));
-                Found::Records { entries, reached: end.filter(|_| more) }
+                Found::Records {
+                    entries,
+                    reached: end.filter(|_| more),
+                }
             }
-            Query::Hints { target, slot, after, limit } => {
-                let from = HintKey { target: *target, slot: *slot, seq: after + 1 };
-                let to = HintKey { target: *target, slot: *slot, seq: u64::MAX };
+            Query::Hints {
+                target,
+                slot,
+                after,
+                limit,
+            } => {
+                let from = HintKey {
+                    target: *target,
+                    slot: *slot,
+                    seq: after + 1,
+                };
+                let to = HintKey {
+                    target: *target,
+                    slot: *slot,
+                    seq: u64::MAX,
+                };
                 let found = self.hints.range(from..=to).take(*limit);
                 Found::Hints(found.map(|(at, hint)| (*at, hint.clone())).collect())
             }
@@ -197,7 +234,13 @@ impl Store {
         let mut totals: BTreeMap<(NodeId, u8), HintTotal> = BTreeMap::new();
         for (at, hint) in &self.hints {
             let (target, slot) = (at.target, at.slot);
-            let none = HintTotal { target, slot, count: 0, bytes: 0, last_seq: 0 };
+            let none = HintTotal {
+                target,
+                slot,
+                count: 0,
+                bytes: 0,
+                last_seq: 0,
+            };
             let total = totals.entry((target, slot)).or_insert(none);
             total.count += 1;
             total.bytes += hint.weight();

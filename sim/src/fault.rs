@@ -74,7 +74,9 @@ impl World {
             }
             self.schedule(span, Ev::Mend(Mend::Cut(node, other)));
         }
-        self.note(format_args!("links of n{node} are cut, ways {directions}, for {span}"));
+        self.note(format_args!(
+            "links of n{node} are cut, ways {directions}, for {span}"
+        ));
     }
 
     /// Kills one node, sometimes all of them.
@@ -93,7 +95,9 @@ impl World {
     fn jump(&mut self, node: usize) {
         self.count("fault: clock jump");
         let drift = self.plan.drift_max;
-        let size = self.rng.pick(&[MS, 100 * MS, SECOND, drift / 2, 2 * drift, 600 * SECOND]);
+        let size = self
+            .rng
+            .pick(&[MS, 100 * MS, SECOND, drift / 2, 2 * drift, 600 * SECOND]);
         let size = i64::try_from(self.rng.below(size)).unwrap_or(0);
         let offset = &mut self.nodes[node].offset;
         *offset += if self.rng.chance(500) { size } else { -size };

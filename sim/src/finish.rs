@@ -17,7 +17,12 @@ const TRIES: usize = 3;
 impl World {
     pub(crate) fn finish(&mut self) {
         self.heal();
-        let pauses = self.nodes.iter().map(|node| node.paused_until).max().unwrap_or(0);
+        let pauses = self
+            .nodes
+            .iter()
+            .map(|node| node.paused_until)
+            .max()
+            .unwrap_or(0);
         self.pass(pauses.saturating_sub(self.now) + SLOWEST + 2 * SECOND);
         self.drain_hints();
         self.check_books();
@@ -28,14 +33,18 @@ impl World {
         for key in 0..self.plan.keys {
             if self.violation.is_none() && self.stored_anywhere(key) {
                 let node = self.rng.below(self.nodes.len() as u64) as usize;
-                self.succeed("read from all owners", node, |world, node| world.ask_all(node, key));
+                self.succeed("read from all owners", node, |world, node| {
+                    world.ask_all(node, key)
+                });
             }
         }
         // A clock that was far ahead may have minted versions that nobody takes before their time.
         if self.plan.faults.jumps == 0 {
             for node in 0..self.nodes.len() {
                 let key = self.rng.below(self.plan.keys);
-                self.succeed("written to all owners", node, |world, node| world.write_all(node, key));
+                self.succeed("written to all owners", node, |world, node| {
+                    world.write_all(node, key)
+                });
             }
         }
         self.pass(5 * SECOND);
@@ -62,7 +71,10 @@ impl World {
     }
 
     fn hints_on_disk(&self) -> usize {
-        self.nodes.iter().map(|node| node.disk.visible.hints.len()).sum()
+        self.nodes
+            .iter()
+            .map(|node| node.disk.visible.hints.len())
+            .sum()
     }
 
     fn drain_hints(&mut self) {
@@ -83,7 +95,11 @@ impl World {
     fn check_books(&mut self) {
         for at in 0..self.nodes.len() {
             let node = &self.nodes[at];
-            let told: u64 = node.slots.iter().flat_map(|slot| slot.waiting.values()).sum();
+            let told: u64 = node
+                .slots
+                .iter()
+                .flat_map(|slot| slot.waiting.values())
+                .sum();
             let books = node.books;
             let stored = node.disk.visible.hints.len() as u64;
             // What was removed in a life that ended before it could tell is in nobody's books.
@@ -98,8 +114,15 @@ impl World {
                 let what = format!("n{at}: {stored} hints on disk, {told} in the books, {books:?}");
                 self.fail(Violation::new(Invariant::Books, what));
             }
-            if self.nodes[at].slots.iter().any(|slot| slot.shard.open_requests() > 0) {
-                self.fail(Violation::new(Invariant::Bounded, format!("n{at} holds requests that nobody waits for")));
+            if self.nodes[at]
+                .slots
+                .iter()
+                .any(|slot| slot.shard.open_requests() > 0)
+            {
+                self.fail(Violation::new(
+                    Invariant::Bounded,
+                    format!("n{at} holds requests that nobody waits for"),
+                ));
             }
         }
     }
@@ -116,7 +139,10 @@ impl World {
 
     fn loses_no_hint(&self) -> bool {
         let faults = &self.plan.faults;
-        let dropped = self.nodes.iter().any(|node| node.books.dropped + node.books.refused > 0);
+        let dropped = self
+            .nodes
+            .iter()
+            .any(|node| node.books.dropped + node.books.refused > 0);
         faults.crashes == 0 && faults.full == 0 && !dropped
     }
 
@@ -127,9 +153,16 @@ impl World {
             let must = self.clients.acknowledged(key);
             let record_key = self.record_key(key);
             for owner in self.owners(&record_key) {
-                let found = self.nodes[owner].disk.visible.records.get(&record_key).map(Record::version);
+                let found = self.nodes[owner]
+                    .disk
+                    .visible
+                    .records
+                    .get(&record_key)
+                    .map(Record::version);
                 if found < must {
-                    let what = format!("n{owner} lacks {must:?} of key {key} after all hints were delivered");
+                    let what = format!(
+                        "n{owner} lacks {must:?} of key {key} after all hints were delivered"
+                    );
                     self.fail(Violation::new(Invariant::Converge, what));
                 }
             }
@@ -138,13 +171,18 @@ impl World {
 
     fn stored_anywhere(&self, key: u64) -> bool {
         let key = self.record_key(key);
-        self.nodes.iter().any(|node| node.disk.visible.records.contains_key(&key))
+        self.nodes
+            .iter()
+            .any(|node| node.disk.visible.records.contains_key(&key))
     }
 
     /// A request must succeed now, at least when it is repeated.
     fn succeed(&mut self, what: &str, node: usize, ask: impl Fn(&mut Self, usize) -> RequestId) {
         let oks = |world: &Self| {
-            ["op: read ok", "op: write ok"].iter().filter_map(|name| world.counts.get(name)).sum::<u64>()
+            ["op: read ok", "op: write ok"]
+                .iter()
+                .filter_map(|name| world.counts.get(name))
+                .sum::<u64>()
         };
         for _ in 0..TRIES {
             let before = oks(self);
@@ -170,10 +208,18 @@ impl World {
             let states: Vec<_> = self
                 .owners(&record_key)
                 .into_iter()
-                .map(|owner| self.nodes[owner].disk.visible.records.get(&record_key).map(Record::digest))
+                .map(|owner| {
+                    self.nodes[owner]
+                        .disk
+                        .visible
+                        .records
+                        .get(&record_key)
+                        .map(Record::digest)
+                })
                 .collect();
             if states.windows(2).any(|pair| pair[0] != pair[1]) {
-                let what = format!("owners of key {key} differ after a read of all of them: {states:?}");
+                let what =
+                    format!("owners of key {key} differ after a read of all of them: {states:?}");
                 self.fail(Violation::new(Invariant::Converge, what));
             }
         }

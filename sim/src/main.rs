@@ -49,7 +49,9 @@ impl FromStr for Seeds {
 }
 
 fn mutant(name: &str) -> Result<Mutant, String> {
-    let found = Mutant::ALL.into_iter().find(|mutant| format!("{mutant:?}") == name);
+    let found = Mutant::ALL
+        .into_iter()
+        .find(|mutant| format!("{mutant:?}") == name);
     found.ok_or_else(|| format!("no such mutant; there are {:?}", Mutant::ALL))
 }
 
@@ -59,11 +61,18 @@ fn main() -> ExitCode {
         Some(seed) => one(seed, &args),
         None => many(&args),
     };
-    if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+    if failed {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    }
 }
 
 fn one(seed: u64, args: &Args) -> bool {
-    let plan = Plan { mutant: args.mutant, ..Plan::draw(seed, args.ops) };
+    let plan = Plan {
+        mutant: args.mutant,
+        ..Plan::draw(seed, args.ops)
+    };
     println!("{plan:#?}");
     let outcome = run(&plan, args.trace);
     for line in &outcome.trace {
@@ -72,7 +81,11 @@ fn one(seed: u64, args: &Args) -> bool {
     for (name, count) in &outcome.counts {
         println!("{count:>12} {name}");
     }
-    println!("seed {seed}: trace hash {:016x}, {:.3} s of virtual time", outcome.hash, outcome.micros as f64 / 1e6);
+    println!(
+        "seed {seed}: trace hash {:016x}, {:.3} s of virtual time",
+        outcome.hash,
+        outcome.micros as f64 / 1e6
+    );
     if let Some((at, violation)) = &outcome.violation {
         println!("FAILED at {at} us: {violation}");
     }
@@ -87,10 +100,18 @@ fn many(args: &Args) -> bool {
     let tell = |seed, outcome: &Outcome| {
         if let Some((at, violation)) = &outcome.violation {
             println!("seed {seed} FAILED at {at} us: {violation}");
-            println!("  replay: cargo run --release -p torc-sim -- --seed {seed} --ops {} --trace", args.ops);
+            println!(
+                "  replay: cargo run --release -p torc-sim -- --seed {seed} --ops {} --trace",
+                args.ops
+            );
         }
     };
-    let summary = swarm(args.seeds.0.clone(), args.ops, (threads, args.failures, args.mutant), tell);
+    let summary = swarm(
+        args.seeds.0.clone(),
+        args.ops,
+        (threads, args.failures, args.mutant),
+        tell,
+    );
     report(&summary);
     !summary.failures.is_empty()
 }
@@ -98,8 +119,15 @@ fn many(args: &Args) -> bool {
 fn report(summary: &Summary) {
     for (name, count) in &summary.counts {
         let reached = summary.reached.get(name).copied().unwrap_or(0);
-        println!("{count:>12} {name} ({:.1} % of seeds)", 100.0 * reached as f64 / summary.runs.max(1) as f64);
+        println!(
+            "{count:>12} {name} ({:.1} % of seeds)",
+            100.0 * reached as f64 / summary.runs.max(1) as f64
+        );
     }
     let virtual_s = summary.micros as f64 / 1e6;
-    println!("{} seeds, {virtual_s:.0} s of virtual time, {} failed", summary.runs, summary.failures.len());
+    println!(
+        "{} seeds, {virtual_s:.0} s of virtual time, {} failed",
+        summary.runs,
+        summary.failures.len()
+    );
 }

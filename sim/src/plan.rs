@@ -115,7 +115,13 @@ impl Plan {
             r: Quorum::Count(r as u8),
             w: Quorum::Count(w as u8),
             own_quorums: rng.chance(300),
-            repair: rng.pick(&[ReadRepair::Blocking, ReadRepair::Blocking, ReadRepair::Blocking, ReadRepair::Async, ReadRepair::Off]),
+            repair: rng.pick(&[
+                ReadRepair::Blocking,
+                ReadRepair::Blocking,
+                ReadRepair::Blocking,
+                ReadRepair::Async,
+                ReadRepair::Off,
+            ]),
             sloppy: rng.chance(250),
             fsync,
             keys: rng.pick(&[1, 2, 3, 5, 20, 100]),
@@ -155,7 +161,13 @@ impl Plan {
 
 impl Faults {
     fn draw(rng: &mut Rng) -> Self {
-        let mut some = |choices: &[u64]| if rng.chance(400) { rng.pick(choices) } else { 0 };
+        let mut some = |choices: &[u64]| {
+            if rng.chance(400) {
+                rng.pick(choices)
+            } else {
+                0
+            }
+        };
         Self {
             loss: some(&[1, 10, 50, 200]),
             duplicates: some(&[1, 10, 100]),
@@ -176,6 +188,9 @@ impl Faults {
     /// The same without anything that goes wrong by itself.
     pub(crate) fn calm(&mut self) {
         let every = self.every;
-        *self = Self { every, ..Self::default() };
+        *self = Self {
+            every,
+            ..Self::default()
+        };
     }
 }

@@ -31,7 +31,8 @@ impl Summary {
             *self.reached.entry(name).or_default() += 1;
         }
         if let Some((at, violation)) = &outcome.violation {
-            self.failures.push((seed, format!("at {at} us: {violation}")));
+            self.failures
+                .push((seed, format!("at {at} us: {violation}")));
         }
     }
 }
@@ -54,9 +55,17 @@ pub fn swarm(
             if seed >= seeds.end {
                 return;
             }
-            let outcome = run(&Plan { mutant, ..Plan::draw(seed, ops) }, false);
+            let outcome = run(
+                &Plan {
+                    mutant,
+                    ..Plan::draw(seed, ops)
+                },
+                false,
+            );
             tell(seed, &outcome);
-            let mut summary = summary.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let mut summary = summary
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
             summary.add(seed, &outcome);
             if summary.failures.len() >= failures_max {
                 stop.store(true, Ordering::Relaxed);
@@ -70,7 +79,9 @@ pub fn swarm(
             scope.spawn(work);
         }
     });
-    let mut summary = summary.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let mut summary = summary
+        .into_inner()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
     summary.failures.sort_unstable();
     summary
 }

@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use torc_protocol::client::{ClientReply, ClientRequest, RequestId};
-use torc_protocol::message::{PeerBody, PeerMessage, RecordKey, ReplyKind, Request, RequestKind, WritePurpose};
+use torc_protocol::message::{
+    PeerBody, PeerMessage, RecordKey, ReplyKind, Request, RequestKind, WritePurpose,
+};
 use torc_protocol::record::{Kind, Record};
 use torc_protocol::shard::{Shard, ShardSettings};
 use torc_protocol::shard_io::{Event, Input, Output, View};
@@ -75,21 +77,57 @@ pub fn run(plan: &Plan, trace: bool) -> Outcome {
 
 #[derive(Debug)]
 pub(crate) enum Ev {
-    Deliver { from: usize, to: usize, frame: Bytes },
-    Tick { at: Place },
-    ReadRun { at: Place, id: ReadId, query: Query },
-    ReadDone { at: Place, id: ReadId, result: Result<Found, StoreError> },
-    Flushed { node: usize, life: u32 },
-    Committed { at: Place, id: CommitId, result: Result<(), StoreError> },
-    Sync { node: usize, life: u32 },
-    Apply { node: usize, life: u32 },
-    Serve { node: usize, life: u32 },
-    Gossip { node: usize },
-    Restart { node: usize },
+    Deliver {
+        from: usize,
+        to: usize,
+        frame: Bytes,
+    },
+    Tick {
+        at: Place,
+    },
+    ReadRun {
+        at: Place,
+        id: ReadId,
+        query: Query,
+    },
+    ReadDone {
+        at: Place,
+        id: ReadId,
+        result: Result<Found, StoreError>,
+    },
+    Flushed {
+        node: usize,
+        life: u32,
+    },
+    Committed {
+        at: Place,
+        id: CommitId,
+        result: Result<(), StoreError>,
+    },
+    Sync {
+        node: usize,
+        life: u32,
+    },
+    Apply {
+        node: usize,
+        life: u32,
+    },
+    Serve {
+        node: usize,
+        life: u32,
+    },
+    Gossip {
+        node: usize,
+    },
+    Restart {
+        node: usize,
+    },
     Fault,
     Mend(Mend),
     NewRing,
-    Client { client: usize },
+    Client {
+        client: usize,
+    },
 }
 
 /// The end of a fault.
@@ -186,7 +224,11 @@ impl World {
         let bucket = &mut config.buckets[0];
         (bucket.n, bucket.r, bucket.w) = (plan.n, plan.r, plan.w);
         bucket.read_repair = plan.repair;
-        let nodes = config.current.iter().map(|member| Node::new(member.id, plan)).collect();
+        let nodes = config
+            .current
+            .iter()
+            .map(|member| Node::new(member.id, plan))
+            .collect();
         let mut world = Self {
             plan: plan.clone(),
             faults: plan.faults.clone(),
@@ -271,7 +313,9 @@ impl World {
 
     /// Lets the next event happen.
     pub(crate) fn step(&mut self) {
-        let Some(((at, seq), event)) = self.queue.pop_first() else { return };
+        let Some(((at, seq), event)) = self.queue.pop_first() else {
+            return;
+        };
         self.now = at;
         self.events += 1;
         if self.events > EVENTS_PER_OP_MAX * (self.plan.ops + 100) {
@@ -280,7 +324,8 @@ impl World {
         if let Some(node) = subject(&event)
             && self.nodes[node].paused_until > at
         {
-            self.queue.insert((self.nodes[node].paused_until, seq), event);
+            self.queue
+                .insert((self.nodes[node].paused_until, seq), event);
             return;
         }
         self.mix(at);
@@ -293,7 +338,10 @@ impl World {
             Ev::Tick { at } => {
                 let now = self.now;
                 // A tick that an earlier one has replaced is none.
-                if let Some(slot) = self.slot(at).filter(|slot| slot.tick_at.is_some_and(|due| due <= now)) {
+                if let Some(slot) = self
+                    .slot(at)
+                    .filter(|slot| slot.tick_at.is_some_and(|due| due <= now))
+                {
                     slot.tick_at = None;
                     self.input(at, Input::Tick);
                 }
@@ -307,13 +355,19 @@ impl World {
                     } else {
                         Ok(self.nodes[at.node].disk.visible.find(&query))
                     };
-                    let after = if self.rng.chance(100) { self.rng.below(2 * MS) } else { 0 };
+                    let after = if self.rng.chance(100) {
+                        self.rng.below(2 * MS)
+                    } else {
+                        0
+                    };
                     self.schedule(after, Ev::ReadDone { at, id, result });
                 }
             }
             Ev::ReadDone { at, id, result } => self.input_if_alive(at, Input::Read(id, result)),
             Ev::Flushed { node, life } => self.flushed(node, life),
-            Ev::Committed { at, id, result } => self.input_if_alive(at, Input::Committed(id, result)),
+            Ev::Committed { at, id, result } => {
+                self.input_if_alive(at, Input::Committed(id, result))
+            }
             Ev::Sync { node, life } => {
                 if self.alive(node, life) {
                     self.nodes[node].disk.sync();
@@ -357,20 +411,35 @@ impl World {
     pub(crate) fn input_all(&mut self, node: usize, mut input: impl FnMut() -> Input) {
         let life = self.nodes[node].life;
         for shard in 0..self.nodes[node].slots.len() {
-            self.input_if_alive(Place { node, life, shard: shard as u8 }, input());
+            self.input_if_alive(
+                Place {
+                    node,
+                    life,
+                    shard: shard as u8,
+                },
+                input(),
+            );
         }
     }
 
     pub(crate) fn clock(&self, node: usize) -> Now {
         let wall = (EPOCH + self.now).saturating_add_signed(self.nodes[node].offset);
-        Now { mono: Mono(self.now), wall: Wall(wall) }
+        Now {
+            mono: Mono(self.now),
+            wall: Wall(wall),
+        }
     }
 
     /// Hands an input to a shard that is there, and does what it wants.
     fn input(&mut self, at: Place, input: Input) {
         let now = self.clock(at.node);
         if self.tracing {
-            self.note(format_args!("n{} s{} <- {}", at.node, at.shard, Brief(&input)));
+            self.note(format_args!(
+                "n{} s{} <- {}",
+                at.node,
+                at.shard,
+                Brief(&input)
+            ));
         }
         self.mix(((at.node as u64) << 8) | u64::from(at.shard));
         let Some(slot) = self.slot(at) else { return };
@@ -412,7 +481,13 @@ impl World {
                 let life = node.life;
                 if self.configs[node.applied].config.version < version {
                     let after = self.rng.tailed(MS);
-                    self.schedule(after, Ev::Apply { node: at.node, life });
+                    self.schedule(
+                        after,
+                        Ev::Apply {
+                            node: at.node,
+                            life,
+                        },
+                    );
                 }
             }
             Output::Event(event) => self.on_event(at, &event),
@@ -423,9 +498,15 @@ impl World {
         let books = &mut self.nodes[at.node].books;
         match event {
             Event::HintDelivered { .. } => books.delivered += 1,
-            Event::HintsDropped { reason: "bytes" | "full", count, .. } => books.refused += count,
+            Event::HintsDropped {
+                reason: "bytes" | "full",
+                count,
+                ..
+            } => books.refused += count,
             Event::HintsDropped { count, .. } => books.dropped += count,
-            Event::Hints { target, waiting, .. } => {
+            Event::Hints {
+                target, waiting, ..
+            } => {
                 if let Some(slot) = self.slot(at) {
                     slot.waiting.insert(*target, *waiting);
                 }
@@ -439,10 +520,19 @@ impl World {
             Event::ReadRepair { .. } => "rare: read repair",
             Event::VersionCollision { .. } => "rare: version collision",
             Event::Shed { .. } => "rare: shed",
-            Event::Replica { outcome: "expired", .. } => "rare: replica refused expired work",
-            Event::Replica { outcome: "ring_version", .. } => "rare: replica refused another ring",
-            Event::Replica { outcome: "clock", .. } => "rare: replica refused a version for drift",
-            Event::Replica { outcome: "frozen", .. } => "rare: replica refused while frozen",
+            Event::Replica {
+                outcome: "expired", ..
+            } => "rare: replica refused expired work",
+            Event::Replica {
+                outcome: "ring_version",
+                ..
+            } => "rare: replica refused another ring",
+            Event::Replica {
+                outcome: "clock", ..
+            } => "rare: replica refused a version for drift",
+            Event::Replica {
+                outcome: "frozen", ..
+            } => "rare: replica refused while frozen",
             Event::Replica { op: "stand_in", .. } => "rare: stand-in",
             _ => return,
         };
@@ -453,10 +543,15 @@ impl World {
 
     fn send(&mut self, at: Place, to: NodeId, message: &PeerMessage) {
         self.observe_sent(at, message);
-        let Some(to) = self.nodes.iter().position(|node| node.id == to) else { return };
+        let Some(to) = self.nodes.iter().position(|node| node.id == to) else {
+            return;
+        };
         let mut frame = BytesMut::new();
         if let Err(error) = wire::encode(message, &mut frame) {
-            self.fail(Violation::new(Invariant::Genuine, format!("a message cannot be encoded: {error}")));
+            self.fail(Violation::new(
+                Invariant::Genuine,
+                format!("a message cannot be encoded: {error}"),
+            ));
             return;
         }
         let frame = frame.freeze();
@@ -465,7 +560,11 @@ impl World {
             self.count("fault: message lost");
             return;
         }
-        let copies = if self.rng.chance(self.faults.duplicates) { 2 } else { 1 };
+        let copies = if self.rng.chance(self.faults.duplicates) {
+            2
+        } else {
+            1
+        };
         for copy in 0..copies {
             let mut after = self.rng.between(HOP / 4, HOP);
             if self.rng.chance(self.faults.slow) {
@@ -475,7 +574,14 @@ impl World {
             if copy > 0 {
                 self.count("fault: message duplicated");
             }
-            self.schedule(after, Ev::Deliver { from: at.node, to, frame: frame.clone() });
+            self.schedule(
+                after,
+                Ev::Deliver {
+                    from: at.node,
+                    to,
+                    frame: frame.clone(),
+                },
+            );
         }
     }
 
@@ -484,7 +590,10 @@ impl World {
         let message = match wire::decode(frame) {
             Ok(message) => message,
             Err(error) => {
-                self.fail(Violation::new(Invariant::Genuine, format!("a message cannot be decoded: {error}")));
+                self.fail(Violation::new(
+                    Invariant::Genuine,
+                    format!("a message cannot be decoded: {error}"),
+                ));
                 return;
             }
         };
@@ -494,12 +603,18 @@ impl World {
         }
         let shards = node.slots.len();
         let shard = match &message.body {
-            PeerBody::Request(request) => usize::from(partition_of(request, self.plan.bits)) % shards,
+            PeerBody::Request(request) => {
+                usize::from(partition_of(request, self.plan.bits)) % shards
+            }
             PeerBody::Reply(reply) => usize::from(reply.op.shard()),
             PeerBody::Cluster(_) => return,
         };
         if shard < shards {
-            let at = Place { node: to, life: node.life, shard: shard as u8 };
+            let at = Place {
+                node: to,
+                life: node.life,
+                shard: shard as u8,
+            };
             let from_id = self.nodes[from].id;
             if let PeerBody::Reply(reply) = &message.body
                 && let ReplyKind::Written { .. } = reply.kind
@@ -513,9 +628,16 @@ impl World {
 
     /// Learns from what goes over the wire: which version a write got, and what exchange carries it.
     fn observe_sent(&mut self, at: Place, message: &PeerMessage) {
-        let PeerBody::Request(Request { op, kind, .. }) = &message.body else { return };
+        let PeerBody::Request(Request { op, kind, .. }) = &message.body else {
+            return;
+        };
         let (key, record, purpose) = match kind {
-            RequestKind::Write { key, record, purpose, .. } => (key, record, *purpose),
+            RequestKind::Write {
+                key,
+                record,
+                purpose,
+                ..
+            } => (key, record, *purpose),
             RequestKind::StandIn { key, record, .. } => (key, record, WritePurpose::Client),
             _ => return,
         };
@@ -523,7 +645,9 @@ impl World {
         let seen = self.mint.seen(number_of(key), record.digest(), write);
         self.check(seen);
         if purpose == WritePurpose::Client {
-            self.clients.exchanges.insert((at.node, at.life, *op), record.version());
+            self.clients
+                .exchanges
+                .insert((at.node, at.life, *op), record.version());
         }
     }
 
@@ -552,10 +676,14 @@ impl World {
         }
         let (outcomes, removed) = self.nodes[node].disk.end();
         for (at, hint) in removed {
-            let there = self.nodes.iter().find(|node| node.id == at.target).is_some_and(|target| {
-                let stored = target.disk.visible.records.get(&hint.key);
-                stored.is_some_and(|stored| stored.digest() >= hint.record.digest())
-            });
+            let there = self
+                .nodes
+                .iter()
+                .find(|node| node.id == at.target)
+                .is_some_and(|target| {
+                    let stored = target.disk.visible.records.get(&hint.key);
+                    stored.is_some_and(|stored| stored.digest() >= hint.record.digest())
+                });
             let books = &mut self.nodes[node].books;
             if there {
                 books.handed_over += 1;
@@ -568,7 +696,14 @@ impl World {
             if result.is_err() {
                 self.count("fault: commit refused, disk full");
             }
-            self.schedule(after, Ev::Committed { at: Place { node, life, shard }, id, result });
+            self.schedule(
+                after,
+                Ev::Committed {
+                    at: Place { node, life, shard },
+                    id,
+                    result,
+                },
+            );
         }
         self.flush(node);
     }
@@ -610,11 +745,15 @@ impl World {
             });
             for total in totals.iter().filter(|total| total.slot % count == index) {
                 let slot = this.slots.last_mut();
-                *slot.map(|slot| slot.waiting.entry(total.target).or_default()).expect("just pushed") += total.count;
+                *slot
+                    .map(|slot| slot.waiting.entry(total.target).or_default())
+                    .expect("just pushed") += total.count;
             }
         }
         let (life, view) = (this.life, self.configs[this.applied].clone());
-        self.note(format_args!("n{node} starts life {life} with {count} shards"));
+        self.note(format_args!(
+            "n{node} starts life {life} with {count} shards"
+        ));
         self.input_all(node, || Input::Config(view.clone()));
         let after = self.rng.below(50 * MS);
         self.schedule(after, Ev::Serve { node, life });
@@ -650,7 +789,10 @@ impl World {
         if ring {
             config.ring_version = RingVersion(config.version.0);
         }
-        self.note(format_args!("config {} ring {}", config.version.0, config.ring_version.0));
+        self.note(format_args!(
+            "config {} ring {}",
+            config.version.0, config.ring_version.0
+        ));
         self.configs.push(View::new(config));
         for node in 0..self.nodes.len() {
             let life = self.nodes[node].life;
@@ -666,19 +808,38 @@ impl World {
     pub(crate) fn record_key(&self, number: u64) -> RecordKey {
         let key = key_bytes(number);
         let seed = self.configs[0].config.seed;
-        RecordKey { bucket: BUCKET, token: Token::of(seed, BUCKET, &key), key }
+        RecordKey {
+            bucket: BUCKET,
+            token: Token::of(seed, BUCKET, &key),
+            key,
+        }
     }
 
     pub(crate) fn owners(&self, key: &RecordKey) -> Vec<usize> {
         let view = &self.configs[0];
-        let owners = view.ring.owners(self.plan.n, key.token.partition(self.plan.bits));
-        owners.iter().filter_map(|id| self.nodes.iter().position(|node| node.id == *id)).collect()
+        let owners = view
+            .ring
+            .owners(self.plan.n, key.token.partition(self.plan.bits));
+        owners
+            .iter()
+            .filter_map(|id| self.nodes.iter().position(|node| node.id == *id))
+            .collect()
     }
 
-    pub(crate) fn hand_over(&mut self, node: usize, partition: u16, id: RequestId, request: ClientRequest) {
+    pub(crate) fn hand_over(
+        &mut self,
+        node: usize,
+        partition: u16,
+        id: RequestId,
+        request: ClientRequest,
+    ) {
         let this = &self.nodes[node];
         let shard = usize::from(partition) % this.slots.len().max(1);
-        let at = Place { node, life: this.life, shard: shard as u8 };
+        let at = Place {
+            node,
+            life: this.life,
+            shard: shard as u8,
+        };
         self.input_if_alive(at, Input::Client(id, request));
     }
 }
@@ -716,9 +877,10 @@ fn member(at: u64, zones: u64) -> Member {
 fn subject(event: &Ev) -> Option<usize> {
     match event {
         Ev::Deliver { to, .. } => Some(*to),
-        Ev::Tick { at } | Ev::ReadRun { at, .. } | Ev::ReadDone { at, .. } | Ev::Committed { at, .. } => {
-            Some(at.node)
-        }
+        Ev::Tick { at }
+        | Ev::ReadRun { at, .. }
+        | Ev::ReadDone { at, .. }
+        | Ev::Committed { at, .. } => Some(at.node),
         Ev::Flushed { node, .. }
         | Ev::Sync { node, .. }
         | Ev::Apply { node, .. }
@@ -755,7 +917,11 @@ pub(crate) fn write_of(record: &Record) -> Option<u64> {
     if record.kind() != Kind::Value {
         return None;
     }
-    record.value_bytes().get(..8).and_then(|id| id.try_into().ok()).map(u64::from_be_bytes)
+    record
+        .value_bytes()
+        .get(..8)
+        .and_then(|id| id.try_into().ok())
+        .map(u64::from_be_bytes)
 }
 
 /// An input on one line.
@@ -766,8 +932,20 @@ impl fmt::Display for Brief<'_> {
         match self.0 {
             Input::Config(view) => write!(f, "Config({})", view.config.version.0),
             Input::Peer(from, message) => match &message.body {
-                PeerBody::Request(r) => write!(f, "{from} asks {:?} ring {}: {:.200}", r.op, r.ring.0, format!("{:?}", r.kind)),
-                PeerBody::Reply(r) => write!(f, "{from} says {:?} ring {}: {:.200}", r.op, r.ring.0, format!("{:?}", r.kind)),
+                PeerBody::Request(r) => write!(
+                    f,
+                    "{from} asks {:?} ring {}: {:.200}",
+                    r.op,
+                    r.ring.0,
+                    format!("{:?}", r.kind)
+                ),
+                PeerBody::Reply(r) => write!(
+                    f,
+                    "{from} says {:?} ring {}: {:.200}",
+                    r.op,
+                    r.ring.0,
+                    format!("{:?}", r.kind)
+                ),
                 PeerBody::Cluster(_) => write!(f, "{from} cluster"),
             },
             other => write!(f, "{:.200}", format!("{other:?}")),

@@ -14,7 +14,9 @@ fn broken(mutant: Mutant) -> &'static [Invariant] {
         Mutant::AckBeforeCommit => &[I::Durable],
         Mutant::BoundNotPersisted | Mutant::RetryRemints => &[I::Mint],
         Mutant::WriteBackNotAwaited => &[I::Durable, I::Order],
-        Mutant::HintRemovedBeforeAck | Mutant::HintForgotten => &[I::Books, I::Converge, I::Progress],
+        Mutant::HintRemovedBeforeAck | Mutant::HintForgotten => {
+            &[I::Books, I::Converge, I::Progress]
+        }
         Mutant::DuplicateAckCounts => &[I::Durable, I::OneRing],
         Mutant::HintDroppedSilently => &[I::Converge],
         Mutant::AcksKeptAcrossRings => &[I::OneRing],
@@ -29,16 +31,27 @@ fn every_deliberate_bug_is_found() {
     let mut survivors = Vec::new();
     for mutant in Mutant::ALL {
         let found = (0..SEEDS_MAX).find_map(|seed| {
-            let plan = Plan { mutant: Some(mutant), ..Plan::draw(seed, OPS) };
-            run(&plan, false).violation.map(|(_, violation)| (seed, violation))
+            let plan = Plan {
+                mutant: Some(mutant),
+                ..Plan::draw(seed, OPS)
+            };
+            run(&plan, false)
+                .violation
+                .map(|(_, violation)| (seed, violation))
         });
         match found {
             Some((seed, violation)) => {
                 println!("{mutant:?}: seed {seed}: {violation}");
-                assert!(broken(mutant).contains(&violation.invariant), "{mutant:?}, seed {seed}: {violation}");
+                assert!(
+                    broken(mutant).contains(&violation.invariant),
+                    "{mutant:?}, seed {seed}: {violation}"
+                );
             }
             None => survivors.push(mutant),
         }
     }
-    assert!(survivors.is_empty(), "not found within {SEEDS_MAX} seeds: {survivors:?}");
+    assert!(
+        survivors.is_empty(),
+        "not found within {SEEDS_MAX} seeds: {survivors:?}"
+    );
 }

@@ -177,12 +177,7 @@ impl Shared {
     }
 }
 
-fn run(
-    shared: &Shared,
-    mut backend: impl Backend,
-    deliver: &Deliver,
-    observe: Option<&Observe>,
-) {
+fn run(shared: &Shared, mut backend: impl Backend, deliver: &Deliver, observe: Option<&Observe>) {
     let (mut group, mut outcomes) = (Vec::new(), Vec::new());
     let mut by_shard: Vec<Vec<(CommitId, Result<(), StoreError>)>> = Vec::new();
     while shared.next_group(&mut group).is_some() {

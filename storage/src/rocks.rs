@@ -97,7 +97,7 @@ impl Store {
             Mark::begin(place.path(), start)?;
         }
         let cache = tune::cache(&options);
-        let rocks = tune::database(&options);
+        let rocks = tune::database();
         // RocksDB's own family stays empty; left to its defaults, it would make recovery from a full disk
         // wait for 64 MiB of room.
         let names = FAMILIES.into_iter().chain([DEFAULT_COLUMN_FAMILY_NAME]);

@@ -1,6 +1,11 @@
 //! Whole nodes in memory for transcripts: one shard each, nothing happens unless the test says so.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, unreachable_pub)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    missing_docs,
+    unreachable_pub
+)]
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -15,7 +20,8 @@ use torc_protocol::record::{Parts, Record};
 use torc_protocol::shard::{Shard, ShardSettings};
 use torc_protocol::shard_io::{Event, Input, Output, View};
 use torc_protocol::store::{
-    Batch, CommitId, Found, Hint, HintKey, HintTotal, Query, ReadId, StateKey, StoreError, Sync, Write,
+    Batch, CommitId, Found, Hint, HintKey, HintTotal, Query, ReadId, StateKey, StoreError, Sync,
+    Write,
 };
 use torc_protocol::time::{Mono, Now, SECOND, Wall};
 use torc_protocol::version::{Digest, Version};
@@ -90,8 +96,13 @@ impl Cluster {
         config.current = (1..=count).map(member).collect();
         config.validate().expect("valid");
         let view = View::new(config);
-        let now = Now { mono: Mono(SECOND), wall: Wall(1_800_000_000 * SECOND) };
-        let nodes = (1..=count).map(|id| Node::new(NodeId(id), view.clone(), now, tune)).collect();
+        let now = Now {
+            mono: Mono(SECOND),
+            wall: Wall(1_800_000_000 * SECOND),
+        };
+        let nodes = (1..=count)
+            .map(|id| Node::new(NodeId(id), view.clone(), now, tune))
+            .collect();
         let mut cluster = Self {
             nodes,
             tune,
@@ -116,11 +127,17 @@ impl Cluster {
     }
 
     fn node(&mut self, id: NodeId) -> &mut Node {
-        self.nodes.iter_mut().find(|node| node.id == id).expect("a node")
+        self.nodes
+            .iter_mut()
+            .find(|node| node.id == id)
+            .expect("a node")
     }
 
     fn peek(&self, id: NodeId) -> &Node {
-        self.nodes.iter().find(|node| node.id == id).expect("a node")
+        self.nodes
+            .iter()
+            .find(|node| node.id == id)
+            .expect("a node")
     }
 
     // ---- what happens
@@ -141,7 +158,12 @@ impl Cluster {
         self.requests += 1;
         let request = RequestId(self.requests);
         let deadline = self.now.mono.plus(2 * SECOND);
-        let body = ClientRequest { deadline, trace: Bytes::from_static(b"t"), bucket: BucketId(1), op };
+        let body = ClientRequest {
+            deadline,
+            trace: Bytes::from_static(b"t"),
+            bucket: BucketId(1),
+            op,
+        };
         self.input(id, Input::Client(request, body));
         request
     }
@@ -150,7 +172,11 @@ impl Cluster {
     pub fn write(&mut self, id: NodeId, key: &[u8], value: &[u8]) {
         let request = self.client(id, put(key, value));
         self.settle();
-        assert!(stored(self.reply(request)).is_some(), "the write succeeds: {:?}", self.reply(request));
+        assert!(
+            stored(self.reply(request)).is_some(),
+            "the write succeeds: {:?}",
+            self.reply(request)
+        );
     }
 
     /// Writes; the hint that the write leaves stays on its way to disk.
@@ -161,7 +187,10 @@ impl Cluster {
         self.commit(id, Ok(()));
         self.settle();
         assert!(stored(self.reply(request)).is_some(), "the write succeeds");
-        assert!(matches!(self.waiting_writes(id)[..], [Write::HintPut { .. }]));
+        assert!(matches!(
+            self.waiting_writes(id)[..],
+            [Write::HintPut { .. }]
+        ));
     }
 
     pub fn believe_dead(&mut self, id: NodeId, dead: &[NodeId]) {
@@ -197,8 +226,15 @@ impl Cluster {
         let end = self.now.mono.plus(micros);
         self.settle();
         loop {
-            let next = self.nodes.iter().filter_map(|node| node.shard.next_deadline()).min();
-            let at = next.filter(|&at| at <= end).unwrap_or(end).max(self.now.mono);
+            let next = self
+                .nodes
+                .iter()
+                .filter_map(|node| node.shard.next_deadline())
+                .min();
+            let at = next
+                .filter(|&at| at <= end)
+                .unwrap_or(end)
+                .max(self.now.mono);
             self.now.wall.0 += at.since(self.now.mono);
             self.now.mono = at;
             for id in self.nodes.iter().map(|node| node.id).collect::<Vec<_>>() {
@@ -241,7 +277,10 @@ impl Cluster {
         while let Some(output) = self.node(id).shard.next_output() {
             match output {
                 Output::Reply(request, reply) => {
-                    assert!(self.replies.insert(request, reply).is_none(), "answered twice");
+                    assert!(
+                        self.replies.insert(request, reply).is_none(),
+                        "answered twice"
+                    );
                 }
                 Output::Send(to, message) => {
                     self.sent += 1;
@@ -313,14 +352,20 @@ impl Cluster {
 
     fn answer_read(&mut self, id: NodeId) -> bool {
         let node = self.node(id);
-        let Some((read, query, found)) = node.reads.pop_front() else { return false };
+        let Some((read, query, found)) = node.reads.pop_front() else {
+            return false;
+        };
         let found = found.unwrap_or_else(|| node.find(&query));
         self.input(id, Input::Read(read, Ok(found)));
         true
     }
 
     pub fn waiting_writes(&self, id: NodeId) -> Vec<Write> {
-        self.peek(id).commits.iter().flat_map(|(_, batch)| batch.writes.clone()).collect()
+        self.peek(id)
+            .commits
+            .iter()
+            .flat_map(|(_, batch)| batch.writes.clone())
+            .collect()
     }
 
     pub fn stored(&self, id: NodeId, key: &[u8]) -> Option<Record> {
@@ -336,14 +381,25 @@ impl Cluster {
     }
 
     pub fn plant_key(&mut self, id: NodeId, key: &[u8], record: Record) {
-        self.node(id).apply(Write::Merge { key: record_key(key), record });
+        self.node(id).apply(Write::Merge {
+            key: record_key(key),
+            record,
+        });
     }
 
     /// A record newer than everything minted so far.
     pub fn record(&self, node: u64, value: &[u8]) -> Record {
         let hlc = Hlc::from_micros(self.now.wall.0 + SECOND);
-        let version = Version { hlc, node: NodeId(node) };
-        Record::value(Parts { version, expiry: None, content_type: b"", value })
+        let version = Version {
+            hlc,
+            node: NodeId(node),
+        };
+        Record::value(Parts {
+            version,
+            expiry: None,
+            content_type: b"",
+            value,
+        })
     }
 
     pub fn durable_bound(&self, id: NodeId) -> Hlc {
@@ -366,7 +422,11 @@ impl Cluster {
             match event {
                 Event::HintDelivered { .. } => delivered += 1,
                 Event::HintsDropped { count, .. } => dropped += count,
-                Event::Hints { target, waiting: now, .. } => {
+                Event::Hints {
+                    target,
+                    waiting: now,
+                    ..
+                } => {
                     waiting.insert(*target, *now);
                 }
                 _ => {}
@@ -410,7 +470,12 @@ impl Cluster {
         purpose: WritePurpose,
     ) -> Option<ReplyKind> {
         let ring = self.ring(to);
-        let kind = RequestKind::Write { key: record_key(key), record, purpose, fsync: false };
+        let kind = RequestKind::Write {
+            key: record_key(key),
+            record,
+            purpose,
+            fsync: false,
+        };
         self.ask((to, from), ring, kind)
     }
 
@@ -423,24 +488,47 @@ impl Cluster {
         record: Record,
     ) -> Option<ReplyKind> {
         let purpose = WritePurpose::Client;
-        let kind = RequestKind::Write { key: record_key(key), record, purpose, fsync: false };
+        let kind = RequestKind::Write {
+            key: record_key(key),
+            record,
+            purpose,
+            fsync: false,
+        };
         self.ask((to, from), ring, kind)
     }
 
-    fn ask(&mut self, (to, from): (NodeId, NodeId), ring: RingVersion, kind: RequestKind) -> Option<ReplyKind> {
+    fn ask(
+        &mut self,
+        (to, from): (NodeId, NodeId),
+        ring: RingVersion,
+        kind: RequestKind,
+    ) -> Option<ReplyKind> {
         self.settle();
         self.cut(to, from);
         let before = self.lost.len();
         let op = OpId::new(0, 4_711);
-        let request = Request { op, ring, remaining_us: 1_000_000, trace: Blob::default(), kind };
-        let message = PeerMessage { hlc: Hlc(0), body: PeerBody::Request(request) };
+        let request = Request {
+            op,
+            ring,
+            remaining_us: 1_000_000,
+            trace: Blob::default(),
+            kind,
+        };
+        let message = PeerMessage {
+            hlc: Hlc(0),
+            body: PeerBody::Request(request),
+        };
         self.input(to, Input::Peer(from, message));
         self.settle();
         self.heal();
-        self.lost[before..].iter().find_map(|(_, _, message)| match &message.body {
-            PeerBody::Reply(Reply { op: answered, kind, .. }) if *answered == op => Some(kind.clone()),
-            _ => None,
-        })
+        self.lost[before..]
+            .iter()
+            .find_map(|(_, _, message)| match &message.body {
+                PeerBody::Reply(Reply {
+                    op: answered, kind, ..
+                }) if *answered == op => Some(kind.clone()),
+                _ => None,
+            })
     }
 
     // ---- what came of it
@@ -452,9 +540,9 @@ impl Cluster {
     /// The value that a read found, if it is visible.
     pub fn found(&self, request: RequestId) -> Option<Bytes> {
         match self.reply(request) {
-            Some(ClientReply::Found { record, now_micros }) => {
-                record.filter(|record| record.is_visible(now_micros)).map(|record| record.value_bytes())
-            }
+            Some(ClientReply::Found { record, now_micros }) => record
+                .filter(|record| record.is_visible(now_micros))
+                .map(|record| record.value_bytes()),
             other => panic!("the read is not answered with a state: {other:?}"),
         }
     }
@@ -479,7 +567,10 @@ impl Cluster {
     pub fn placement(&self, key: &[u8]) -> (Vec<NodeId>, NodeId) {
         let view = &self.nodes[0].view;
         let partition = record_key(key).token.partition(view.config.partition_bits);
-        (view.ring.owners(3, partition).to_vec(), view.ring.stand_ins(3, partition)[0])
+        (
+            view.ring.owners(3, partition).to_vec(),
+            view.ring.stand_ins(3, partition)[0],
+        )
     }
 }
 
@@ -502,14 +593,24 @@ impl Node {
 
     fn bound(&self) -> Hlc {
         let bytes = self.states.get(&StateKey::HlcBound(0));
-        bytes.map_or(Hlc(0), |bytes| Hlc(u64::from_be_bytes(bytes[..].try_into().expect("eight bytes"))))
+        bytes.map_or(Hlc(0), |bytes| {
+            Hlc(u64::from_be_bytes(
+                bytes[..].try_into().expect("eight bytes"),
+            ))
+        })
     }
 
     fn totals(&self) -> Vec<HintTotal> {
         let mut totals: BTreeMap<(NodeId, u8), HintTotal> = BTreeMap::new();
         for (at, hint) in &self.hints {
             let (target, slot) = (at.target, at.slot);
-            let empty = HintTotal { target, slot, count: 0, bytes: 0, last_seq: 0 };
+            let empty = HintTotal {
+                target,
+                slot,
+                count: 0,
+                bytes: 0,
+                last_seq: 0,
+            };
             let total = totals.entry((target, slot)).or_insert(empty);
             total.count += 1;
             total.bytes += hint.weight();
@@ -545,7 +646,14 @@ impl Node {
     fn find(&self, query: &Query) -> Found {
         match query {
             Query::Record(key) => Found::Record(self.records.get(key).cloned()),
-            Query::Records { bucket, first, last, after, prefix, limit } => {
+            Query::Records {
+                bucket,
+                first,
+                last,
+                after,
+                prefix,
+                limit,
+            } => {
                 let all = self.records.iter().filter(|(key, _)| {
                     let place = (key.token, key.key.clone());
                     key.bucket == *bucket
@@ -553,13 +661,23 @@ impl Node {
                         && after.as_ref().is_none_or(|after| place > *after)
                         && key.key.starts_with(prefix)
                 });
-                let mut entries: Vec<_> = all.map(|(key, record)| (key.clone(), record.clone())).collect();
+                let mut entries: Vec<_> = all
+                    .map(|(key, record)| (key.clone(), record.clone()))
+                    .collect();
                 let more = entries.len() > *limit;
                 entries.truncate(*limit);
                 let end = entries.last().map(|(key, _)| (key.token, key.key.clone()));
-                Found::Records { entries, reached: end.filter(|_| more) }
+                Found::Records {
+                    entries,
+                    reached: end.filter(|_| more),
+                }
             }
-            Query::Hints { target, slot, after, limit } => {
+            Query::Hints {
+                target,
+                slot,
+                after,
+                limit,
+            } => {
                 let of = |at: &HintKey| at.target == *target && at.slot == *slot && at.seq > *after;
                 let found = self.hints.iter().filter(|(at, _)| of(at)).take(*limit);
                 Found::Hints(found.map(|(at, hint)| (*at, hint.clone())).collect())
@@ -579,13 +697,28 @@ fn settings(id: NodeId, tune: Tune, bound: Hlc) -> ShardSettings {
 
 fn record_key(key: &[u8]) -> RecordKey {
     let bucket = BucketId(1);
-    RecordKey { bucket, token: Token::of(7, bucket, key), key: Bytes::copy_from_slice(key) }
+    RecordKey {
+        bucket,
+        token: Token::of(7, bucket, key),
+        key: Bytes::copy_from_slice(key),
+    }
 }
 
 pub fn put(key: &[u8], value: &[u8]) -> ClientOp {
-    let value = Value { bytes: Bytes::copy_from_slice(value), content_type: Bytes::new(), ttl_ms: None };
+    let value = Value {
+        bytes: Bytes::copy_from_slice(value),
+        content_type: Bytes::new(),
+        ttl_ms: None,
+    };
     let key = Bytes::copy_from_slice(key);
-    ClientOp::Put { key, value: Some(value), w: None, sloppy: None, fsync: false, context: None }
+    ClientOp::Put {
+        key,
+        value: Some(value),
+        w: None,
+        sloppy: None,
+        fsync: false,
+        context: None,
+    }
 }
 
 pub fn put_with(key: &[u8], value: &[u8], quorum: Quorum) -> ClientOp {
@@ -597,7 +730,10 @@ pub fn put_with(key: &[u8], value: &[u8], quorum: Quorum) -> ClientOp {
 }
 
 pub fn get(key: &[u8]) -> ClientOp {
-    ClientOp::Get { key: Bytes::copy_from_slice(key), r: None }
+    ClientOp::Get {
+        key: Bytes::copy_from_slice(key),
+        r: None,
+    }
 }
 
 #[allow(clippy::needless_pass_by_value)] // takes what `reply` gives

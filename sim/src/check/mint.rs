@@ -20,15 +20,24 @@ impl Mint {
     /// # Errors
     /// When the version stands for something else already, or the operation had another version.
     pub fn seen(&mut self, key: u64, digest: Digest, write: Option<u64>) -> Result<(), Violation> {
-        let known = *self.digests.entry(digest.version).or_insert((key, digest.hash));
+        let known = *self
+            .digests
+            .entry(digest.version)
+            .or_insert((key, digest.hash));
         if known != (key, digest.hash) {
-            let what = format!("version {} was minted twice: for key {} and key {key}", digest.version, known.0);
+            let what = format!(
+                "version {} was minted twice: for key {} and key {key}",
+                digest.version, known.0
+            );
             return Err(Violation::new(Invariant::Mint, what));
         }
         if let Some(write) = write {
             let first = *self.writes.entry(write).or_insert(digest.version);
             if first != digest.version {
-                let what = format!("operation {write} has two versions, {first} and {}", digest.version);
+                let what = format!(
+                    "operation {write} has two versions, {first} and {}",
+                    digest.version
+                );
                 return Err(Violation::new(Invariant::Mint, what));
             }
         }
@@ -51,12 +60,24 @@ mod tests {
 
     #[test]
     fn a_version_minted_twice_and_a_write_minted_anew_are_found() {
-        let digest = |at, hash| Digest { version: Version { hlc: Hlc(at), node: NodeId(1) }, hash };
+        let digest = |at, hash| Digest {
+            version: Version {
+                hlc: Hlc(at),
+                node: NodeId(1),
+            },
+            hash,
+        };
         let mut mint = Mint::default();
         assert!(mint.seen(1, digest(1, 1), Some(7)).is_ok());
-        assert!(mint.seen(1, digest(1, 1), Some(7)).is_ok(), "the same again is no news");
+        assert!(
+            mint.seen(1, digest(1, 1), Some(7)).is_ok(),
+            "the same again is no news"
+        );
         assert!(mint.seen(1, digest(1, 2), None).is_err(), "another content");
         assert!(mint.seen(2, digest(1, 1), None).is_err(), "another key");
-        assert!(mint.seen(1, digest(2, 1), Some(7)).is_err(), "another version of the same write");
+        assert!(
+            mint.seen(1, digest(2, 1), Some(7)).is_err(),
+            "another version of the same write"
+        );
     }
 }

@@ -42,7 +42,10 @@ pub struct Violation {
 
 impl Violation {
     pub(crate) fn new(invariant: Invariant, what: impl Into<String>) -> Self {
-        Self { invariant, what: what.into() }
+        Self {
+            invariant,
+            what: what.into(),
+        }
     }
 }
 

@@ -28,7 +28,10 @@ impl Floor {
     /// What an operation must see that asks `quorum` of `n` owners.
     #[must_use]
     pub fn seen_by(&self, quorum: usize, n: usize) -> Option<Version> {
-        (1..=OWNERS_MAX).filter(|owners| owners + quorum > n).filter_map(|owners| self.0[owners]).max()
+        (1..=OWNERS_MAX)
+            .filter(|owners| owners + quorum > n)
+            .filter_map(|owners| self.0[owners])
+            .max()
     }
 }
 
@@ -36,12 +39,18 @@ impl Floor {
 ///
 /// # Errors
 /// When it went back in time.
-pub fn read(floor: &Floor, (quorum, n): (usize, usize), found: Option<Version>) -> Result<(), Violation> {
+pub fn read(
+    floor: &Floor,
+    (quorum, n): (usize, usize),
+    found: Option<Version>,
+) -> Result<(), Violation> {
     let must = floor.seen_by(quorum, n);
     if found >= must {
         return Ok(());
     }
-    let what = format!("a read of {quorum} of {n} found {found:?}, but {must:?} was known before it began");
+    let what = format!(
+        "a read of {quorum} of {n} found {found:?}, but {must:?} was known before it began"
+    );
     Err(Violation::new(Invariant::Order, what))
 }
 
@@ -49,12 +58,17 @@ pub fn read(floor: &Floor, (quorum, n): (usize, usize), found: Option<Version>) 
 ///
 /// # Errors
 /// When it is not newer than what was known before it began.
-pub fn write(floor: &Floor, (quorum, n): (usize, usize), version: Version) -> Result<(), Violation> {
+pub fn write(
+    floor: &Floor,
+    (quorum, n): (usize, usize),
+    version: Version,
+) -> Result<(), Violation> {
     let must = floor.seen_by(quorum, n);
     if Some(version) > must {
         return Ok(());
     }
-    let what = format!("a write to {quorum} of {n} as {version} lost to {must:?} from before it, untold");
+    let what =
+        format!("a write to {quorum} of {n} as {version} lost to {must:?} from before it, untold");
     Err(Violation::new(Invariant::Order, what))
 }
 
@@ -66,7 +80,10 @@ mod tests {
     use super::*;
 
     fn version(at: u64) -> Version {
-        Version { hlc: Hlc(at), node: NodeId(1) }
+        Version {
+            hlc: Hlc(at),
+            node: NodeId(1),
+        }
     }
 
     #[test]
@@ -77,7 +94,10 @@ mod tests {
         assert!(read(&floor, (2, 3), Some(version(6))).is_ok());
         assert!(read(&floor, (2, 3), Some(version(4))).is_err());
         assert!(read(&floor, (2, 3), None).is_err());
-        assert!(read(&floor, (1, 3), None).is_ok(), "quorums that do not overlap promise nothing");
+        assert!(
+            read(&floor, (1, 3), None).is_ok(),
+            "quorums that do not overlap promise nothing"
+        );
     }
 
     #[test]

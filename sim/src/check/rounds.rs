@@ -24,13 +24,22 @@ impl Rounds {
     ///
     /// # Errors
     /// When fewer than `required` owners have acked under that ring.
-    pub fn done(&mut self, write: Version, ring: RingVersion, own: usize, required: usize) -> Result<(), Violation> {
+    pub fn done(
+        &mut self,
+        write: Version,
+        ring: RingVersion,
+        own: usize,
+        required: usize,
+    ) -> Result<(), Violation> {
         let acks = self.acks.remove(&write).unwrap_or_default();
         let here = acks.iter().filter(|(of, _)| *of == ring).count() + own;
         if here >= required {
             return Ok(());
         }
-        let what = format!("write {write} is done with {here} of {required} acks of ring {}", ring.0);
+        let what = format!(
+            "write {write} is done with {here} of {required} acks of ring {}",
+            ring.0
+        );
         Err(Violation::new(Invariant::OneRing, what))
     }
 }
@@ -44,7 +53,10 @@ mod tests {
     #[test]
     fn a_quorum_of_two_rings_is_found() {
         let mut rounds = Rounds::default();
-        let write = |at| Version { hlc: Hlc(at), node: NodeId(1) };
+        let write = |at| Version {
+            hlc: Hlc(at),
+            node: NodeId(1),
+        };
         rounds.ack(write(1), NodeId(2), RingVersion(1));
         rounds.ack(write(1), NodeId(2), RingVersion(1));
         rounds.ack(write(1), NodeId(3), RingVersion(2));

@@ -178,7 +178,7 @@ impl ClusterTask {
                 }
             }
             ShardNews::NewerConfig(peer, version) => {
-                self.input(ClusterInput::NewerConfig(peer, version))
+                self.input(ClusterInput::NewerConfig(peer, version));
             }
         }
     }
@@ -434,7 +434,7 @@ impl ClusterTask {
                 );
             }
             ClusterEvent::JoinerRefused { joiner, refusal } => {
-                warn!(%joiner, %refusal, "a node was refused")
+                warn!(%joiner, %refusal, "a node was refused");
             }
             ClusterEvent::Change { joiners, outcome } => {
                 let joiners: Vec<String> = joiners.iter().map(ToString::to_string).collect();
@@ -444,13 +444,13 @@ impl ClusterTask {
                 warn!(%peer, %cluster, "a node of another cluster talks to this one; it is refused");
             }
             ClusterEvent::BadConfig { peer } => {
-                warn!(%peer, "peer sent a config that cannot be used")
+                warn!(%peer, "peer sent a config that cannot be used");
             }
             ClusterEvent::FarBehind { peer, have, oldest } => {
                 warn!(%peer, have = have.0, oldest = oldest.0, "this node was away for so long that no peer keeps the configs that it lacks; it can only come back as a new node: empty its data directory and join");
             }
             ClusterEvent::StoreFailed { error } => {
-                debug!(%error, "cluster state could not be stored, trying again")
+                debug!(%error, "cluster state could not be stored, trying again");
             }
         }
     }

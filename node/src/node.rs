@@ -27,7 +27,7 @@ use crate::cluster_task::{self, ClusterMail, ClusterOutlets, ClusterTools};
 use crate::config::{Durability, Settings, Start};
 use crate::gossip::GossipError;
 use crate::handle::{Handle, Parts};
-use crate::http::HttpError;
+use crate::http::{HttpError, Servers};
 use crate::join;
 use crate::metrics::Metrics;
 use crate::pki::{self, PkiError};
@@ -254,10 +254,6 @@ pub async fn run(settings: Settings, stop: impl Future<Output = ()>) -> Result<(
         submissions,
     );
 
-    let identity = match &settings.pki {
-        Some(dir) => pki::Identity::load(dir, &settings.name)?,
-        None => pki::Identity::development(&settings.name)?,
-    };
     let (gossip_inbox, gossip_arrivals) = crate::gossip::inbox();
     let switchboard = Switchboard {
         routing: Arc::clone(&routing),
@@ -266,16 +262,7 @@ pub async fn run(settings: Settings, stop: impl Future<Output = ()>) -> Result<(
         gossip: gossip_inbox,
         metrics: Arc::clone(&metrics),
     };
-    let advertise = resolve(&settings.advertise_peer).await?;
-    let transport = Transport::start(
-        TransportSettings {
-            advertise: Some(advertise),
-            ..TransportSettings::new(settings.peer, node, identity)
-        },
-        metrics.clone(),
-        Arc::new(switchboard),
-    )?;
-
+    let transport = start_transport(&settings, node, switchboard).await?;
     if let Some(known) = persisted.decided.last() {
         // Before the first dial: a node of this cluster greets as one.
         transport.set_cluster(known.cluster);
@@ -287,23 +274,20 @@ pub async fn run(settings: Settings, stop: impl Future<Output = ()>) -> Result<(
 
     let bounds = own_bounds(&store)?;
     let now = handle.now();
+    let tools = |index: usize| Tools {
+        index,
+        handle: handle.clone(),
+        store: store.clone(),
+        committer: committer.clone(),
+        transport: transport.clone(),
+        mail: inlets[index].mail.clone(),
+        news: news.clone(),
+    };
     let mut shards = JoinSet::new();
     for (index, outlets) in outlets.into_iter().enumerate() {
-        let shard = Shard::new(
-            shard_settings(&settings, node, index, bounds)?,
-            &opened.hints,
-            now,
-        );
-        let tools = Tools {
-            index,
-            handle: handle.clone(),
-            store: store.clone(),
-            committer: committer.clone(),
-            transport: transport.clone(),
-            mail: inlets[index].mail.clone(),
-            news: news.clone(),
-        };
-        shards.spawn(shard_task::run(shard, tools, outlets));
+        let of_shard = shard_settings(&settings, node, index, bounds)?;
+        let shard = Shard::new(of_shard, &opened.hints, now);
+        shards.spawn(shard_task::run(shard, tools(index), outlets));
     }
 
     let fresh = persisted.decided.is_empty();
@@ -347,28 +331,49 @@ pub async fn run(settings: Settings, stop: impl Future<Output = ()>) -> Result<(
         // A shard that panicked takes its partitions with it: better no node than one that half serves.
         _ = shards.join_next() => Err(NodeError::Stopped),
     };
-    info!("stopping");
-    handle.update_state(|state| state.stopping = true);
-    let _ = stop_http.send(true);
-    if tokio::time::timeout(
-        settings.limits.shutdown + Duration::from_secs(1),
-        servers.done,
-    )
-    .await
-    .is_err()
-    {
-        warn!("the HTTP listeners did not end in time");
-    }
-    drain(&inlets, settings.limits.shutdown).await;
-    cluster_run.abort();
     watcher.abort();
-    transport.stop().await;
-    let closed = tokio::task::spawn_blocking(move || store.close()).await;
-    if let Ok(Err(error)) = closed {
-        warn!(%error, "the store could not be closed in order; it will recover at the next start");
-    }
-    info!("stopped");
+    let _ = stop_http.send(true);
+    let parts = Stopping {
+        handle,
+        servers,
+        inlets,
+        transport,
+        store,
+    };
+    parts
+        .stop(settings.limits.shutdown, || cluster_run.abort())
+        .await;
     result
+}
+
+/// What is stopped in order.
+struct Stopping {
+    handle: Handle,
+    servers: Servers,
+    inlets: Vec<Inlets>,
+    transport: Transport,
+    store: Store,
+}
+
+impl Stopping {
+    /// No new request, then no open one, then no message, then no write.
+    async fn stop(self, limit: Duration, end_cluster: impl FnOnce()) {
+        info!("stopping");
+        self.handle.update_state(|state| state.stopping = true);
+        let http = limit + Duration::from_secs(1);
+        if tokio::time::timeout(http, self.servers.done).await.is_err() {
+            warn!("the HTTP listeners did not end in time");
+        }
+        drain(&self.inlets, limit).await;
+        end_cluster();
+        self.transport.stop().await;
+        let store = self.store;
+        let closed = tokio::task::spawn_blocking(move || store.close()).await;
+        if let Ok(Err(error)) = closed {
+            warn!(%error, "the store could not be closed in order; it will recover at the next start");
+        }
+        info!("stopped");
+    }
 }
 
 type Channels = (
@@ -410,6 +415,22 @@ fn start_committer(
     });
     let observe: Observe = Arc::new(move |batches, took| metrics.on_commit(batches, took));
     Ok(store.committer_observed(deliver, Some(observe))?)
+}
+
+async fn start_transport(
+    settings: &Settings,
+    node: NodeId,
+    switchboard: Switchboard,
+) -> Result<Transport, NodeError> {
+    let identity = match &settings.pki {
+        Some(dir) => pki::Identity::load(dir, &settings.name)?,
+        None => pki::Identity::development(&settings.name)?,
+    };
+    let advertise = Some(resolve(&settings.advertise_peer).await?);
+    let usual = TransportSettings::new(settings.peer, node, identity);
+    let metrics = Arc::clone(&switchboard.metrics);
+    let of_node = TransportSettings { advertise, ..usual };
+    Ok(Transport::start(of_node, metrics, Arc::new(switchboard))?)
 }
 
 async fn resolve(address: &str) -> Result<std::net::SocketAddr, NodeError> {

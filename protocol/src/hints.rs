@@ -374,7 +374,7 @@ impl Hints {
         };
         match (result, question.settled) {
             (Ok(Found::Hints(found)), Some(count)) if found.is_empty() => {
-                self.recount(core, &question, count)
+                self.recount(core, &question, count);
             }
             (Ok(Found::Hints(found)), _) => self.send(core, question.target, found),
             (Ok(_) | Err(_), _) => self.back_off(core, question.target),

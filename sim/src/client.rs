@@ -373,10 +373,10 @@ impl World {
                 self.on_found(&op, *key, *r, record.as_ref());
             }
             (What::List { .. }, ClientReply::Listed { keys, next }) => {
-                self.on_listed(&op, keys, next.is_none())
+                self.on_listed(&op, keys, next.is_none());
             }
             (What::Write { write, .. }, ClientReply::Failed(error)) => {
-                self.on_write_failed(*write, *error)
+                self.on_write_failed(*write, *error);
             }
             (_, ClientReply::Failed(_)) => {}
             (what, reply) => {

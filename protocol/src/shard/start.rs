@@ -1,0 +1,485 @@
+//! A client's request begins: can it be served, whom does it concern, under which version.
+
+use bytes::Bytes;
+use torc_ring::{Bucket, BucketId, ConflictMode, NodeId, Quorum, Token};
+
+use crate::client::{ClientError, ClientOp, ClientReply, ClientRequest, RequestId, Value};
+use crate::core::{Ask, Caller, Step};
+use crate::get::{self, For, Get};
+use crate::list::{List, What};
+use crate::message::{OpId, RecordKey};
+use crate::put::{self, Put};
+use crate::record::{Parts, Record};
+use crate::replicate::{self};
+use crate::shard_io::Event;
+use crate::time::Mono;
+use crate::version::Version;
+use crate::watch::{Watch, Wish};
+use crate::wire::Blob;
+
+use super::Shard;
+use super::op::Op;
+
+impl Shard {
+    pub(super) fn on_client(&mut self, id: RequestId, request: ClientRequest, started: Mono) {
+        match self.plan_client(&request) {
+            Ok(bucket) => self.start(id, request, &bucket, started),
+            Err(Refused::Park) => self.park(id, request, started),
+            Err(Refused::With(error)) => self.refuse(id, &request, started, error),
+        }
+    }
+
+    /// Keeps a request until it can be served, within a bound.
+    pub(super) fn park(&mut self, id: RequestId, request: ClientRequest, started: Mono) {
+        if self.parked.len() < self.core.settings.ops_max {
+            self.parked.push_back((id, request, started));
+        } else {
+            self.refuse(id, &request, started, ClientError::Overloaded);
+        }
+    }
+
+    /// The request's bucket, if the request can be served now.
+    fn plan_client(&self, request: &ClientRequest) -> Result<Bucket, Refused> {
+        let core = &self.core;
+        let Some(view) = core.view.as_ref().filter(|_| core.serving) else {
+            return Err(Refused::With(ClientError::NotReady));
+        };
+        if self.open >= core.settings.ops_max {
+            return Err(Refused::With(ClientError::Overloaded));
+        }
+        let Some(bucket) = view.config.bucket_by_id(request.bucket) else {
+            return Err(Refused::With(ClientError::NoBucket));
+        };
+        if bucket.conflict != ConflictMode::Lww {
+            return Err(Refused::With(ClientError::Mode));
+        }
+        let quorum = match &request.op {
+            ClientOp::Put { w, .. } => *w,
+            ClientOp::Get { r, .. } | ClientOp::Watch { r, .. } => *r,
+            ClientOp::List { .. } => None,
+        };
+        if let Some(Quorum::Count(given)) = quorum
+            && given > bucket.n
+        {
+            return Err(Refused::With(ClientError::QuorumTooLarge {
+                given,
+                n: bucket.n,
+            }));
+        }
+        if let ClientOp::Put { .. } = &request.op {
+            if !core.clock_trusted {
+                return Err(Refused::With(ClientError::ClockDrift));
+            }
+            if core.is_frozen() {
+                return Err(Refused::Park);
+            }
+        }
+        Ok(bucket.clone())
+    }
+
+    pub(super) fn refuse(
+        &mut self,
+        id: RequestId,
+        request: &ClientRequest,
+        started: Mono,
+        error: ClientError,
+    ) {
+        if error == ClientError::Overloaded {
+            self.core.event(Event::Shed {
+                reason: "shard_requests",
+            });
+        }
+        let ask = self.ask(OpId(0), request);
+        let mut caller = Caller {
+            request: Some(id),
+            started,
+            op: name_of(&request.op),
+        };
+        caller.answer(&mut self.core, &ask, 0, ClientReply::Failed(error));
+    }
+
+    pub(super) fn ask(&self, op: OpId, request: &ClientRequest) -> Ask {
+        Ask {
+            op,
+            ring: self.core.ring_version(),
+            deadline: request.deadline,
+            trace: request.trace.clone(),
+        }
+    }
+
+    pub(super) fn start(
+        &mut self,
+        id: RequestId,
+        request: ClientRequest,
+        bucket: &Bucket,
+        started: Mono,
+    ) {
+        let caller = Caller {
+            request: Some(id),
+            started,
+            op: name_of(&request.op),
+        };
+        let op = self.core.new_op();
+        let ask = self.ask(op, &request);
+        let started = match request.op.clone() {
+            ClientOp::Put {
+                key,
+                value,
+                w,
+                sloppy,
+                fsync,
+                context,
+            } => {
+                let key = self.record_key(request.bucket, key);
+                match self.mint(bucket, value, context) {
+                    Ok(record) => {
+                        let choice = PutChoice { w, sloppy, fsync };
+                        self.start_put((ask, caller), (key, record), bucket, choice)
+                    }
+                    Err(MintRefused::Park) => {
+                        let started = caller.started;
+                        self.park(id, request, started);
+                        self.core.renew_bound();
+                        return;
+                    }
+                    Err(MintRefused::With(error)) => Err((caller, error)),
+                }
+            }
+            ClientOp::Get { key, r } => {
+                let key = self.record_key(request.bucket, key);
+                self.start_get((ask, caller), key, For::Client, (bucket, r))
+            }
+            ClientOp::Watch { key, r, known } => {
+                let key = self.record_key(request.bucket, key);
+                self.start_watch((ask, caller), key, r, known);
+                Ok(())
+            }
+            ClientOp::List {
+                partition,
+                after,
+                prefix,
+                limit,
+            } => {
+                let limit = limit.clamp(1, replicate::LIST_MAX as usize);
+                let what = What {
+                    bucket: bucket.id,
+                    partition,
+                    after,
+                    prefix: Blob(prefix),
+                    limit,
+                };
+                self.start_list((ask, caller), what, bucket)
+            }
+        };
+        if let Err((caller, error)) = started {
+            self.refuse(
+                id,
+                &ClientRequest {
+                    op: request.op,
+                    ..request
+                },
+                caller.started,
+                error,
+            );
+        }
+    }
+
+    pub(super) fn record_key(&self, bucket: BucketId, key: Bytes) -> RecordKey {
+        let seed = self.core.view.as_ref().map_or(0, |view| view.config.seed);
+        RecordKey {
+            bucket,
+            token: Token::of(seed, bucket, &key),
+            key,
+        }
+    }
+
+    /// A record under a fresh version that orders after what its author had read.
+    fn mint(
+        &mut self,
+        bucket: &Bucket,
+        value: Option<Value>,
+        context: Option<Version>,
+    ) -> Result<Record, MintRefused> {
+        let wall = self.core.now.wall;
+        if let Some(seen) = context
+            && !self.core.clock.observe(seen.hlc, wall)
+        {
+            return Err(MintRefused::With(ClientError::ContextFromFuture));
+        }
+        let Ok(hlc) = self.core.clock.mint(wall) else {
+            return Err(MintRefused::Park);
+        };
+        let version = Version {
+            hlc,
+            node: self.core.node(),
+        };
+        let Some(value) = value else {
+            return Ok(Record::tombstone(version));
+        };
+        let expiry = value.ttl_ms.or(bucket.ttl_ms).map(|ttl| {
+            hlc.micros()
+                .saturating_add(ttl.saturating_mul(1_000))
+                .max(1)
+        });
+        let content_type = &value.content_type;
+        Ok(Record::value(Parts {
+            version,
+            expiry,
+            content_type,
+            value: &value.bytes,
+        }))
+    }
+
+    pub(super) fn start_put(
+        &mut self,
+        (ask, caller): (Ask, Caller),
+        (key, record): (RecordKey, Record),
+        bucket: &Bucket,
+        choice: PutChoice,
+    ) -> Result<(), (Caller, ClientError)> {
+        let plan = self.put_plan(bucket, &key, choice);
+        let alive = self.alive(&plan.owners) + plan.stand_ins.len();
+        if plan.owners.is_empty() || alive < plan.required {
+            let error = ClientError::Unavailable {
+                required: plan.required.max(1) as u8,
+                alive: alive as u8,
+            };
+            return Err((caller, error));
+        }
+        let op = ask.op;
+        self.open += 1;
+        let put = Put::start(&mut self.core, (ask, caller), (key, record), (plan, choice));
+        self.ops.insert(op, Op::Put(Box::new(put)));
+        Ok(())
+    }
+
+    pub(super) fn put_plan(
+        &self,
+        bucket: &Bucket,
+        key: &RecordKey,
+        choice: PutChoice,
+    ) -> put::Plan {
+        let partition = self.core.partition(key);
+        let owners = self.core.owners(bucket, partition);
+        let required = choice.w.unwrap_or(bucket.w).required(owners.len());
+        let mut stand_ins = Vec::new();
+        if choice.sloppy.unwrap_or(bucket.sloppy)
+            && let Some(view) = self.core.view.as_ref()
+        {
+            let next = view.ring.stand_ins(bucket.n, partition);
+            let dead_owners = owners.len() - self.alive(&owners);
+            let alive = next
+                .iter()
+                .copied()
+                .filter(|node| !self.core.dead.contains(node));
+            stand_ins = alive.take(dead_owners).collect();
+        }
+        put::Plan {
+            owners,
+            stand_ins,
+            required,
+        }
+    }
+
+    pub(super) fn alive(&self, owners: &[NodeId]) -> usize {
+        owners
+            .iter()
+            .filter(|node| !self.core.dead.contains(node))
+            .count()
+    }
+
+    pub(super) fn start_get(
+        &mut self,
+        (ask, caller): (Ask, Caller),
+        key: RecordKey,
+        destination: For,
+        (bucket, r): (&Bucket, Option<Quorum>),
+    ) -> Result<(), (Caller, ClientError)> {
+        let plan = self.get_plan(bucket, &key, r);
+        let alive = self.alive(&plan.order);
+        if plan.order.is_empty() || alive < plan.required {
+            let error = ClientError::Unavailable {
+                required: plan.required.max(1) as u8,
+                alive: alive as u8,
+            };
+            return Err((caller, error));
+        }
+        let op = ask.op;
+        self.open += usize::from(caller.request.is_some());
+        let get = Get::start(&mut self.core, (ask, caller), key, destination, (plan, r));
+        self.ops.insert(op, Op::Get(Box::new(get)));
+        Ok(())
+    }
+
+    pub(super) fn get_plan(
+        &self,
+        bucket: &Bucket,
+        key: &RecordKey,
+        r: Option<Quorum>,
+    ) -> get::Plan {
+        let owners = self.core.owners(bucket, self.core.partition(key));
+        let n = owners.len();
+        let required = r.unwrap_or(bucket.r).required(n);
+        let w = bucket.w.required(n);
+        let repair_required = w.max((n + 1).saturating_sub(required)).min(n);
+        get::Plan {
+            order: self.best_first(owners),
+            required,
+            repair: bucket.read_repair,
+            repair_required,
+        }
+    }
+
+    /// Owners in the order in which they are asked: this node, the same zone, low latency, the dead last.
+    pub(super) fn best_first(&self, mut owners: Vec<NodeId>) -> Vec<NodeId> {
+        let core = &self.core;
+        let zone_of = |node| {
+            let member = core.view.as_ref().and_then(|view| view.config.member(node));
+            member.is_some_and(|member| member.zone == core.settings.zone)
+        };
+        owners.sort_by_cached_key(|&node| {
+            let dead = core.dead.contains(&node);
+            (
+                dead,
+                node != core.node(),
+                !zone_of(node),
+                core.latency.mean(node) / 256,
+                node,
+            )
+        });
+        owners
+    }
+
+    pub(super) fn start_list(
+        &mut self,
+        ids: (Ask, Caller),
+        what: What,
+        bucket: &Bucket,
+    ) -> Result<(), (Caller, ClientError)> {
+        let owners = self.core.owners(bucket, what.partition);
+        let required = bucket.r.required(owners.len());
+        let alive = self.alive(&owners);
+        if owners.is_empty() || alive < required {
+            let error = ClientError::Unavailable {
+                required: required.max(1) as u8,
+                alive: alive as u8,
+            };
+            return Err((ids.1, error));
+        }
+        let op = ids.0.op;
+        self.open += 1;
+        let order = self.best_first(owners);
+        let list = List::start(&mut self.core, ids, what, (order, required));
+        self.ops.insert(op, Op::List(Box::new(list)));
+        Ok(())
+    }
+
+    pub(super) fn start_watch(
+        &mut self,
+        ids: (Ask, Caller),
+        key: RecordKey,
+        r: Option<Quorum>,
+        known: Option<crate::version::Digest>,
+    ) {
+        let op = ids.0.op;
+        self.open += 1;
+        self.ops
+            .insert(op, Op::Watch(Box::new(Watch::new(ids, key, r, known))));
+        self.register_watch(op);
+    }
+
+    pub(super) fn register_watch(&mut self, op: OpId) {
+        let Some(Op::Watch(watch)) = self.ops.get_mut(&op) else {
+            return;
+        };
+        let bucket = self
+            .core
+            .view
+            .as_ref()
+            .and_then(|view| view.config.bucket_by_id(watch.key.bucket));
+        let owners = bucket.map_or_else(Vec::new, |b| {
+            self.core.owners(b, self.core.partition(&watch.key))
+        });
+        if watch.register(&mut self.core, &owners) == Wish::Read {
+            self.read_for_watch(op);
+        }
+    }
+
+    pub(super) fn read_for_watch(&mut self, op: OpId) {
+        let Some(Op::Watch(watch)) = self.ops.get(&op) else {
+            return;
+        };
+        let (key, r, ring) = (watch.key.clone(), watch.r, self.core.ring_version());
+        let (deadline, trace) = (watch.ask.deadline, watch.ask.trace.clone());
+        let Some(bucket) = self
+            .core
+            .view
+            .as_ref()
+            .and_then(|view| view.config.bucket_by_id(key.bucket))
+            .cloned()
+        else {
+            return;
+        };
+        let read = self.core.new_op();
+        if let Some(Op::Watch(watch)) = self.ops.get_mut(&op) {
+            watch.on_read_started(read);
+        }
+        let ask = Ask {
+            op: read,
+            ring,
+            deadline,
+            trace,
+        };
+        let caller = Caller {
+            request: None,
+            started: self.core.now.mono,
+            op: "get",
+        };
+        if let Err((_, error)) = self.start_get((ask, caller), key, For::Watch(op), (&bucket, r)) {
+            self.on_watch_outcome(op, Err(error));
+        }
+    }
+
+    pub(super) fn on_watch_outcome(&mut self, op: OpId, outcome: get::Outcome) {
+        let Some(Op::Watch(watch)) = self.ops.get_mut(&op) else {
+            return;
+        };
+        let failed = outcome.is_err();
+        let (step, wish) = watch.on_outcome(&mut self.core, outcome);
+        match (step, wish) {
+            (Step::Done, _) => self.end(op),
+            // After a failure the next registration reads again.
+            (Step::Wait, Wish::Read) if !failed => self.read_for_watch(op),
+            (Step::Wait, _) => {}
+        }
+    }
+}
+
+/// What a client chose for its write.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PutChoice {
+    pub(crate) w: Option<Quorum>,
+    pub(crate) sloppy: Option<bool>,
+    pub(crate) fsync: bool,
+}
+
+enum Refused {
+    /// It can be served soon.
+    Park,
+    With(ClientError),
+}
+
+enum MintRefused {
+    Park,
+    With(ClientError),
+}
+
+fn name_of(op: &ClientOp) -> &'static str {
+    match op {
+        ClientOp::Put { value: Some(_), .. } => "put",
+        ClientOp::Put { value: None, .. } => "delete",
+        ClientOp::Get { .. } => "get",
+        ClientOp::Watch { .. } => "watch",
+        ClientOp::List { .. } => "list",
+    }
+}

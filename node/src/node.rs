@@ -285,7 +285,7 @@ pub async fn run(settings: Settings, stop: impl Future<Output = ()>) -> Result<(
     };
     let mut shards = JoinSet::new();
     for (index, outlets) in outlets.into_iter().enumerate() {
-        let of_shard = shard_settings(&settings, node, index, bounds)?;
+        let of_shard = shard_settings(&settings, node, index, bounds.shards)?;
         let shard = Shard::new(of_shard, &opened.hints, now);
         shards.spawn(shard_task::run(shard, tools(index), outlets));
     }
@@ -305,7 +305,7 @@ pub async fn run(settings: Settings, stop: impl Future<Output = ()>) -> Result<(
         shards: inlets.clone(),
         mail: cluster_mail.clone(),
         commit_index: count,
-        generation: generation(bounds),
+        generation: generation(bounds.all),
         gossip: Some(gossip_arrivals),
         routing,
     };
@@ -558,25 +558,41 @@ fn check_start(settings: &Settings, persisted: &Persisted) -> Result<(), NodeErr
     Ok(())
 }
 
-/// The highest clock bound that any earlier life made durable.
-fn own_bounds(store: &Store) -> Result<Hlc, NodeError> {
-    let mut highest = Hlc(0);
-    for (_, value) in store.states(States::HlcBound)? {
-        let bytes: [u8; 8] = value
+/// Clock bounds that earlier lives made durable.
+struct Bounds {
+    /// The highest of the shards': versions are minted above it, once the clock has passed it. The cluster
+    /// machine's own lies seconds further ahead and is none of theirs.
+    shards: Hlc,
+    /// The highest of all.
+    all: Hlc,
+}
+
+fn own_bounds(store: &Store) -> Result<Bounds, NodeError> {
+    let mut bounds = Bounds {
+        shards: Hlc(0),
+        all: Hlc(0),
+    };
+    for (key, value) in store.states(States::HlcBound)? {
+        let bytes = value
             .as_ref()
             .try_into()
             .map_err(|_| NodeError::DamagedIdentity)?;
-        highest = highest.max(Hlc(u64::from_be_bytes(bytes)));
+        let bound = Hlc(u64::from_be_bytes(bytes));
+        bounds.all = bounds.all.max(bound);
+        if key != StateKey::HlcBound(CLUSTER_BOUND) {
+            bounds.shards = bounds.shards.max(bound);
+        }
     }
-    Ok(highest)
+    Ok(bounds)
 }
 
-/// Rises with each start, in seconds: the clock's bound was raised by at least one since the last one.
+/// Rises with each start, in tenths of a second: a start raises the cluster machine's bound by half a
+/// second at least.
 fn generation(bound: Hlc) -> u64 {
     let wall = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or(Duration::ZERO);
-    (bound.micros() / 1_000_000 + 1).max(wall.as_secs())
+    (bound.micros() / 100_000 + 1).max(wall.as_millis() as u64 / 100)
 }
 
 fn shard_settings(

@@ -190,7 +190,10 @@ impl Task {
             }
             Mail::Read(id, result) => self.handle(now, Input::Read(id, result)),
             Mail::Control(input) => self.handle(now, input),
-            Mail::Drain(done) => self.drains.push(done),
+            Mail::Drain(done) => {
+                self.handle(now, Input::Stop);
+                self.drains.push(done);
+            }
         }
     }
 
@@ -305,7 +308,7 @@ impl Task {
     }
 
     fn answer_drains(&mut self) {
-        if !self.drains.is_empty() && self.shard.open_requests() == 0 {
+        if !self.drains.is_empty() && self.shard.is_idle() {
             for done in self.drains.drain(..) {
                 let _ = done.send(());
             }

@@ -40,7 +40,7 @@ use crate::hlc::{Hlc, HlcClock, Pace};
 use crate::message::{PeerBody, PeerMessage};
 use crate::rng::Rng;
 use crate::store::{Batch, CommitId, StateKey, StoreError, Sync, Write};
-use crate::time::{MS, Mono, Now, SECOND};
+use crate::time::{JumpGuard, MS, Mono, Now, SECOND};
 
 /// Commits in flight above which votes are not taken: their senders ask again.
 const COMMITS_MAX: usize = 256;
@@ -54,6 +54,7 @@ pub struct Cluster {
     member: Member,
     settings: ClusterSettings,
     clock: HlcClock,
+    jump: JumpGuard,
     rng: Rng,
     phase: Phase,
     configs: configs::Configs,
@@ -123,6 +124,7 @@ impl Cluster {
             node: persisted.node,
             member: persisted.member,
             clock,
+            jump: JumpGuard::new(now, settings.drift_max),
             phase: Phase::Blank,
             configs: configs::Configs::new(persisted.decided, persisted.applied),
             votes: vote::Votes::new(persisted.acceptors, ConfigVersion(next_version)),
@@ -401,9 +403,11 @@ impl Cluster {
     }
 
     /// Keeps the clock's durable bound ahead. Not before the start check has passed: a bound raised by a
-    /// node that has forgotten something would hide that from the members that remember.
+    /// node that has forgotten something would hide that from the members that remember. Not while the
+    /// clock is off: a bound far in the future would outlive the clock's repair.
     fn renew_bound(&mut self, now: Now) {
-        if !self.is_serving() {
+        let steady = self.jump.look(now);
+        if !self.is_serving() || !self.peers.clock_trusted() || !steady {
             return;
         }
         if let Some(bound) = self.clock.renewal(now.wall) {

@@ -15,7 +15,7 @@ use crate::message::{
 use crate::mutant::Mutant;
 use crate::shard_io::{Event, Output, View};
 use crate::store::{Batch, CommitId, Query, ReadId, StateKey, Sync, Write};
-use crate::time::{MS, Mono, Now, SECOND};
+use crate::time::{JumpGuard, MS, Mono, Now, SECOND};
 use crate::wire::Blob;
 
 /// What a shard is told once, when its node starts.
@@ -110,7 +110,11 @@ pub(crate) struct Core {
     pub(crate) clock: HlcClock,
     pub(crate) view: Option<Arc<View>>,
     pub(crate) dead: BTreeSet<NodeId>,
+    /// What the cluster machine says of this node's clock.
     pub(crate) clock_trusted: bool,
+    pub(crate) jump: JumpGuard,
+    /// The wall clock has not just jumped.
+    pub(crate) clock_steady: bool,
     pub(crate) serving: bool,
     pub(crate) frozen: Option<RingVersion>,
     pub(crate) latency: Latencies,
@@ -136,6 +140,7 @@ impl Core {
             settings.index < settings.count,
             "a shard's index is below their number"
         );
+        let jump = JumpGuard::new(now, settings.drift_max);
         let clock = HlcClock::new(
             settings.index,
             settings.durable_bound,
@@ -149,6 +154,8 @@ impl Core {
             view: None,
             dead: BTreeSet::new(),
             clock_trusted: true,
+            jump,
+            clock_steady: true,
             serving: false,
             frozen: None,
             latency: Latencies::default(),
@@ -281,6 +288,17 @@ impl Core {
         }
     }
 
+    /// Takes the clocks' present reading.
+    pub(crate) fn set_now(&mut self, now: Now) {
+        self.now = now;
+        self.clock_steady = self.jump.look(now);
+    }
+
+    /// Whether versions may be minted and fresh ones taken by this node's clock.
+    pub(crate) fn clock_is_fit(&self) -> bool {
+        self.clock_trusted && self.clock_steady
+    }
+
     /// A clock that was set back is not waited for longer than [`CLOCK_WAIT`].
     pub(crate) fn stop_waiting_for_clock(&mut self) {
         if self.now.mono.since(self.born) > CLOCK_WAIT {
@@ -291,7 +309,7 @@ impl Core {
     /// Asks for the clock's next durable bound when it is time. Not while the clock is off: a bound far in
     /// the future would outlive the clock's repair, and the node could mint nothing that others accept.
     pub(crate) fn renew_bound(&mut self) {
-        if !self.clock_trusted {
+        if !self.clock_is_fit() {
             return;
         }
         if let Some(bound) = self.clock.renewal(self.now.wall) {

@@ -45,6 +45,8 @@ struct Target {
     /// Hints on disk by slot, those being removed included.
     slots: BTreeMap<u8, u64>,
     delivery: Delivery,
+    /// The slot whose turn it is: what cannot be delivered in one must not hold up the others.
+    turn: u8,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -337,9 +339,12 @@ impl Hints {
             target.delivery = Delivery::Idle;
             return;
         }
-        let Some((&slot, &count)) = target.slots.iter().next() else {
+        let mut from_turn = target.slots.range(target.turn..);
+        let Some((&slot, &count)) = from_turn.next().or_else(|| target.slots.first_key_value())
+        else {
             return;
         };
+        target.turn = slot.wrapping_add(1);
         target.delivery = Delivery::Reading;
         let in_commit = self
             .commits
@@ -413,7 +418,7 @@ impl Hints {
         for (at, hint) in found {
             let weight = hint.weight();
             // A clock that is off says nothing about age.
-            if !hint.counted && core.clock_trusted && hint.record.version().hlc.micros() < oldest {
+            if !hint.counted && core.clock_is_fit() && hint.record.version().hlc.micros() < oldest {
                 self.drop_hint(core, *at, hint, "age");
                 continue;
             }
@@ -550,6 +555,11 @@ impl Hints {
                 self.deliver(core, node);
             }
         }
+    }
+
+    /// Whether a hint is on its way to disk.
+    pub(crate) fn has_writes(&self) -> bool {
+        !self.commits.is_empty()
     }
 
     fn back_off(&mut self, core: &Core, node: NodeId) {

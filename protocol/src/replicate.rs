@@ -26,6 +26,8 @@ use crate::wire::Blob;
 
 /// Number of bounds in `newest`; a power of two.
 const SLOTS: usize = 1 << 14;
+/// Questions to the disk that may be open at a time; more are refused.
+const READS_MAX: usize = 1 << 14;
 /// Greatest number of keys in an answer to a list.
 pub(crate) const LIST_MAX: u32 = 10_000;
 
@@ -122,6 +124,10 @@ impl Replica {
             trace: trace.0,
         };
         let name = name_of(&kind);
+        if self.reads.len() >= READS_MAX {
+            refuse(core, &from, name, Refusal::Overloaded);
+            return;
+        }
         if let Err(refusal) = admit(core, &from, &kind) {
             refuse(core, &from, name, refusal);
             return;
@@ -542,7 +548,7 @@ pub(crate) fn admit_write(
     }
     if purpose == WritePurpose::Client {
         let horizon = core.now.wall.0.saturating_add(core.settings.drift_max);
-        if !core.clock_trusted || record.version().hlc.micros() > horizon {
+        if !core.clock_is_fit() || record.version().hlc.micros() > horizon {
             return Err(Refusal::ClockDrift);
         }
     }

@@ -67,7 +67,7 @@ impl Shard {
 
     /// Takes what happened.
     pub fn handle(&mut self, now: Now, input: Input) {
-        self.core.now = now;
+        self.core.set_now(now);
         match input {
             Input::Client(id, request) => self.on_client(id, request, now.mono),
             Input::Peer(from, message) => self.on_peer(from, message),
@@ -92,6 +92,7 @@ impl Shard {
                     self.freezing = Some(ring);
                 }
             }
+            Input::Stop => self.stop(),
             Input::Serve => {
                 self.core.serving = true;
                 self.hints.housekeeping(&mut self.core);
@@ -114,6 +115,12 @@ impl Shard {
     #[must_use]
     pub fn next_deadline(&self) -> Option<Mono> {
         self.core.timers.first().map(|&(at, _)| at)
+    }
+
+    /// Whether nobody waits for this shard: no client for an answer, no hint for the disk.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.open_requests() == 0 && !self.hints.has_writes()
     }
 
     /// Clients that have no answer yet; for bounds and metrics.
@@ -286,6 +293,15 @@ impl Shard {
         }
     }
 
+    /// The node stops: owners that still lack an answered write get hints now instead of later.
+    fn stop(&mut self) {
+        for id in std::mem::take(&mut self.lingering) {
+            if matches!(self.ops.get(&id), Some(Op::Put(put)) if put.lingers()) {
+                self.remove(id);
+            }
+        }
+    }
+
     fn ring_timers(&mut self) {
         while let Some(&(at, timer)) = self.core.timers.first() {
             if at > self.core.now.mono {
@@ -361,6 +377,7 @@ impl Shard {
         }
         if let Some(ring) = self.freezing
             && !self.replica.has_writes()
+            && !self.hints.has_writes()
         {
             self.freezing = None;
             self.core.out.push_back(Output::Frozen(ring));

@@ -713,6 +713,19 @@ fn a_hint_acknowledged_under_an_older_ring_is_delivered_again() {
     assert_eq!(cluster.hints_on_disk(A), 0);
 }
 
+#[test]
+fn a_node_that_stops_writes_down_what_slow_owners_lack() {
+    let mut cluster = Cluster::new(3);
+    cluster.hold_commits(&[C]);
+    let write = cluster.client(A, put(KEY, b"v"));
+    cluster.settle();
+    assert!(stored(cluster.reply(write)).is_some(), "two of three have it");
+    assert_eq!(cluster.hints_on_disk(A), 0, "the third may still answer");
+    cluster.input(A, Input::Stop);
+    cluster.settle();
+    assert_eq!(cluster.hints_on_disk(A), 1);
+}
+
 // ---- clocks
 
 #[test]

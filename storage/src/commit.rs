@@ -177,7 +177,21 @@ impl Shared {
     }
 }
 
+/// Ends the process when the committer panics: what became of its group is unknown, and shards that wait
+/// for ever would be worse than a restart.
+struct EndOnPanic;
+
+impl Drop for EndOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            tracing::error!("the committer panicked; the process ends");
+            std::process::abort();
+        }
+    }
+}
+
 fn run(shared: &Shared, mut backend: impl Backend, deliver: &Deliver, observe: Option<&Observe>) {
+    let _guard = EndOnPanic;
     let (mut group, mut outcomes) = (Vec::new(), Vec::new());
     let mut by_shard: Vec<Vec<(CommitId, Result<(), StoreError>)>> = Vec::new();
     while shared.next_group(&mut group).is_some() {

@@ -67,7 +67,7 @@ impl Shard {
             }));
         }
         if let ClientOp::Put { .. } = &request.op {
-            if !core.clock_trusted {
+            if !core.clock_is_fit() {
                 return Err(Refused::With(ClientError::ClockDrift));
             }
             if core.is_frozen() {

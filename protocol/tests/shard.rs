@@ -719,7 +719,10 @@ fn a_node_that_stops_writes_down_what_slow_owners_lack() {
     cluster.hold_commits(&[C]);
     let write = cluster.client(A, put(KEY, b"v"));
     cluster.settle();
-    assert!(stored(cluster.reply(write)).is_some(), "two of three have it");
+    assert!(
+        stored(cluster.reply(write)).is_some(),
+        "two of three have it"
+    );
     assert_eq!(cluster.hints_on_disk(A), 0, "the third may still answer");
     cluster.input(A, Input::Stop);
     cluster.settle();

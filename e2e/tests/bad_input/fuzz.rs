@@ -11,6 +11,8 @@ use torc_e2e::workload::{Random, is_long, seed};
 use super::{ANSWER_MAX, assert_still_serves, one_node, tables};
 
 const THREADS: usize = 4;
+/// Block cache, memtables and the rest of a node that has seen little data.
+const RESIDENT_BYTES_MAX: f64 = 256.0 * 1024.0 * 1024.0;
 
 /// Pieces from which requests are put together; most of what is interesting hides at their borders.
 const PIECES: &[&[u8]] = &[
@@ -155,6 +157,10 @@ fn ten_thousand_random_requests_neither_end_nor_hang_the_node() {
     let each = if is_long() { 250_000 } else { 2_500 };
     let cluster = one_node();
     let node = &cluster.nodes[0];
+    let files = node
+        .metric("process_open_fds", &[])
+        .expect("metrics")
+        .expect("open files");
     let (pid, address, seed) = (node.pid(), node.http, seed());
     let corpus = corpus();
     thread::scope(|scope| {
@@ -173,4 +179,9 @@ fn ten_thousand_random_requests_neither_end_nor_hang_the_node() {
         }
     });
     assert_still_serves(node, pid);
+    // Nothing is kept of all this: no connection, and no more memory than caches may take.
+    node.wait_metric("process_open_fds", &[], |open| open <= files + 16.0);
+    node.wait_metric("process_resident_memory_bytes", &[], |bytes| {
+        bytes < RESIDENT_BYTES_MAX
+    });
 }

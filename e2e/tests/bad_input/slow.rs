@@ -69,7 +69,7 @@ fn slow_senders_are_cut_off_and_delay_nobody() {
         }
     });
     assert!(
-        slowest < Duration::from_secs(1),
+        slowest < Duration::from_secs(2),
         "a healthy request took {slowest:?}"
     );
     for answer in &answers {

@@ -17,6 +17,7 @@ use torc_protocol::cluster_message::JoinRefusal;
 use torc_protocol::hlc::Hlc;
 use torc_protocol::message::{PeerBody, PeerMessage, RequestKind};
 use torc_protocol::shard::{Shard, ShardSettings};
+use torc_protocol::shard_io::Input;
 use torc_protocol::store::{Batch, CommitId, StateKey, StoreError, Sync, Write};
 use torc_ring::config::Secret;
 use torc_ring::{ClusterId, Member, NodeId};
@@ -360,11 +361,18 @@ impl Stopping {
     async fn stop(self, limit: Duration, end_cluster: impl FnOnce()) {
         info!("stopping");
         self.handle.update_state(|state| state.stopping = true);
-        let http = limit + Duration::from_secs(1);
-        if tokio::time::timeout(http, self.servers.done).await.is_err() {
+        let until = tokio::time::Instant::now() + limit;
+        // Watches are answered now: nobody must wait for the end of theirs.
+        for inlet in &self.inlets {
+            let _ = inlet.mail.send(Mail::Control(Input::Stop));
+        }
+        if tokio::time::timeout_at(until, self.servers.done)
+            .await
+            .is_err()
+        {
             warn!("the HTTP listeners did not end in time");
         }
-        drain(&self.inlets, limit).await;
+        drain(&self.inlets, until).await;
         end_cluster();
         self.transport.stop().await;
         let store = self.store;
@@ -667,7 +675,7 @@ async fn watch_disk(handle: Handle, store: Store) {
     }
 }
 
-async fn drain(inlets: &[Inlets], limit: Duration) {
+async fn drain(inlets: &[Inlets], until: tokio::time::Instant) {
     let waits: Vec<oneshot::Receiver<()>> = inlets
         .iter()
         .filter_map(|inlet| {
@@ -676,7 +684,7 @@ async fn drain(inlets: &[Inlets], limit: Duration) {
         })
         .collect();
     let all = futures_util::future::join_all(waits);
-    if tokio::time::timeout(limit, all).await.is_err() {
+    if tokio::time::timeout_at(until, all).await.is_err() {
         warn!("some requests were still open when the time to stop was over");
     }
 }

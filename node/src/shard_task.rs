@@ -28,6 +28,8 @@ use crate::transport::Transport;
 const BATCH_MAX: usize = 256;
 /// Reads of one shard that may wait for the disk at a time; more of them wait in line.
 const BLOCKING_READS_MAX: usize = 64;
+/// How often clients that hung up are looked for, in microseconds.
+const LOOK_EVERY: u64 = 250_000;
 /// Clients' requests that may wait for one shard.
 pub(crate) const SUBMISSIONS_MAX: usize = 16_384;
 /// Batches of peers' messages that may wait for one shard.
@@ -90,6 +92,7 @@ pub(crate) async fn run(shard: Shard, tools: Tools, mut outlets: Outlets) {
         next_request: 0,
         blocking: Arc::new(Semaphore::new(BLOCKING_READS_MAX)),
         drains: Vec::new(),
+        looked: Mono(0),
     };
     let mut submissions = Vec::with_capacity(BATCH_MAX);
     let mut peers = Vec::with_capacity(BATCH_MAX);
@@ -129,6 +132,7 @@ pub(crate) async fn run(shard: Shard, tools: Tools, mut outlets: Outlets) {
             task.handle(now, Input::Tick);
         }
         task.answer_drains();
+        task.forget_the_gone(now);
     }
 }
 
@@ -172,6 +176,7 @@ struct Task {
     next_request: u64,
     blocking: Arc<Semaphore>,
     drains: Vec<oneshot::Sender<()>>,
+    looked: Mono,
 }
 
 impl Task {
@@ -305,6 +310,21 @@ impl Task {
             let result = result.unwrap_or(Err(StoreError::Failed));
             let _ = mail.send(Mail::Read(id, result));
         });
+    }
+
+    /// Clients that hung up: what they waited for need not be kept. Looked at now and then, because only
+    /// watches last long enough for it to matter.
+    fn forget_the_gone(&mut self, now: Now) {
+        if now.mono.since(self.looked) < LOOK_EVERY {
+            return;
+        }
+        self.looked = now.mono;
+        let closed = self.waiting.iter().filter(|(_, reply)| reply.is_closed());
+        let gone: Vec<RequestId> = closed.map(|(&id, _)| id).collect();
+        for id in gone {
+            self.waiting.remove(&id);
+            self.handle(now, Input::Cancel(id));
+        }
     }
 
     fn answer_drains(&mut self) {

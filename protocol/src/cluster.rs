@@ -180,7 +180,9 @@ impl Cluster {
             ClusterInput::Peer { from, hlc, message } => {
                 self.clock.observe(hlc, now.wall);
                 self.peers.heard(from, now.mono);
-                self.on_message(from, message, now);
+                if self.may_say(from, &message) {
+                    self.on_message(from, message, now);
+                }
             }
             ClusterInput::NewerConfig(peer, version) => self.news(peer, version),
             ClusterInput::Committed(id, outcome) => self.on_committed(id, outcome, now),
@@ -399,6 +401,37 @@ impl Cluster {
             }
             After::Frozen(ring) => self.on_freeze_failed(ring),
             After::Bound => self.clock.on_bound_failed(),
+        }
+    }
+
+    /// Whether that node may say this: whoever is not a member asks, and is answered; what is decided,
+    /// voted or remembered is taken from members alone. A node without a config believes its contacts.
+    fn may_say(&self, from: NodeId, message: &ClusterMessage) -> bool {
+        use ClusterMessage as M;
+        match message {
+            M::Ping { .. }
+            | M::Pong { .. }
+            | M::StartCheck { .. }
+            | M::Foreign { .. }
+            | M::Fetch { .. }
+            | M::Join { .. }
+            | M::JoinBusy
+            | M::JoinRefused { .. } => true,
+            M::StartChecked { .. }
+            | M::Configs { .. }
+            | M::Probe { .. }
+            | M::Probed { .. }
+            | M::Freeze { .. }
+            | M::Attested { .. }
+            | M::Prepare { .. }
+            | M::Promise { .. }
+            | M::Accept { .. }
+            | M::Accepted { .. }
+            | M::Rejected { .. }
+            | M::Learn { .. }
+            | M::Learned { .. } => self
+                .latest()
+                .is_none_or(|config| config.member(from).is_some()),
         }
     }
 

@@ -40,6 +40,8 @@ pub struct Shard {
     parked: VecDeque<(RequestId, ClientRequest, Mono)>,
     /// Clients that have no answer yet.
     open: usize,
+    /// Watches that have no answer yet.
+    watches: usize,
     drain: Option<RingVersion>,
     freezing: Option<RingVersion>,
 }
@@ -60,6 +62,7 @@ impl Shard {
             lingering: VecDeque::new(),
             parked: VecDeque::new(),
             open: 0,
+            watches: 0,
             drain: None,
             freezing: None,
         }
@@ -93,6 +96,7 @@ impl Shard {
                 }
             }
             Input::Stop => self.stop(),
+            Input::Cancel(id) => self.cancel(id),
             Input::Serve => {
                 self.core.serving = true;
                 self.hints.housekeeping(&mut self.core);
@@ -126,14 +130,14 @@ impl Shard {
     /// Clients that have no answer yet; for bounds and metrics.
     #[must_use]
     pub fn open_requests(&self) -> usize {
-        self.open + self.parked.len()
+        self.open + self.watches + self.parked.len()
     }
 
     /// Keeps the books after something happened to an operation.
     pub(super) fn after(&mut self, id: OpId, waited: bool, step: Step) {
         let Some(op) = self.ops.get(&id) else { return };
         if waited && !op.waiting_client() {
-            self.open = self.open.saturating_sub(1);
+            self.close_one(id);
             if step == Step::Wait {
                 self.lingering.push_back(id);
                 self.bound_lingering();
@@ -146,7 +150,7 @@ impl Shard {
 
     /// Ends an operation that has answered its client.
     pub(super) fn end(&mut self, id: OpId) {
-        self.open = self.open.saturating_sub(1);
+        self.close_one(id);
         self.remove(id);
     }
 
@@ -276,10 +280,12 @@ impl Shard {
 
     /// The operation's bucket is gone.
     pub(super) fn abandon(&mut self, id: OpId) {
+        if self.ops.get(&id).is_some_and(Op::waiting_client) {
+            self.close_one(id);
+        }
         let Some(mut op) = self.ops.remove(&id) else {
             return;
         };
-        let waited = op.waiting_client();
         op.disarm(&mut self.core);
         let (ask, caller) = op.caller();
         caller.answer(
@@ -288,13 +294,43 @@ impl Shard {
             0,
             ClientReply::Failed(ClientError::NoBucket),
         );
-        if waited {
-            self.open = self.open.saturating_sub(1);
+    }
+
+    /// One client less waits; watches are counted apart, so that they keep nobody else out.
+    fn close_one(&mut self, id: OpId) {
+        let count = match self.ops.get(&id) {
+            Some(Op::Watch(_)) => &mut self.watches,
+            _ => &mut self.open,
+        };
+        *count = count.saturating_sub(1);
+    }
+
+    /// Nobody waits for the request any more. Only a watch is worth looking for: the others end soon.
+    fn cancel(&mut self, request: RequestId) {
+        let watch = self.ops.iter().find_map(|(&id, op)| match op {
+            Op::Watch(watch) if watch.caller.request == Some(request) => Some(id),
+            _ => None,
+        });
+        if let Some(id) = watch {
+            self.end(id);
         }
     }
 
-    /// The node stops: owners that still lack an answered write get hints now instead of later.
+    /// The node stops: watches are answered with what they last saw, and owners that still lack an
+    /// answered write get hints now instead of later.
     fn stop(&mut self) {
+        let watches: Vec<OpId> = self
+            .ops
+            .iter()
+            .filter(|(_, op)| matches!(op, Op::Watch(_)))
+            .map(|(&id, _)| id)
+            .collect();
+        for id in watches {
+            if let Some(Op::Watch(watch)) = self.ops.get_mut(&id) {
+                watch.finish(&mut self.core);
+                self.end(id);
+            }
+        }
         for id in std::mem::take(&mut self.lingering) {
             if matches!(self.ops.get(&id), Some(Op::Put(put)) if put.lingers()) {
                 self.remove(id);

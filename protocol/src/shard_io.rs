@@ -50,6 +50,8 @@ pub enum Input {
     Freeze(torc_ring::RingVersion),
     /// The node may serve now: its start check has passed.
     Serve,
+    /// The client of this request has gone away: a watch ends without a reply.
+    Cancel(RequestId),
     /// The node stops: write down what is only remembered. [`crate::shard::Shard::is_idle`] says when.
     Stop,
     /// Time has passed: [`crate::shard::Shard::next_deadline`] was reached.

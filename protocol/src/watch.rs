@@ -122,7 +122,7 @@ impl Watch {
         (Step::Wait, wish)
     }
 
-    fn finish(&mut self, core: &mut Core) -> Step {
+    pub(crate) fn finish(&mut self, core: &mut Core) -> Step {
         let now_micros = core.clock.peek(core.now.wall).micros();
         let reply = match self.last.take() {
             Some(Ok(record)) => ClientReply::Found { record, now_micros },

@@ -898,6 +898,37 @@ fn a_watch_answers_when_the_key_changes() {
 }
 
 #[test]
+fn a_watch_whose_client_has_gone_is_forgotten() {
+    let mut cluster = Cluster::new(3);
+    cluster.write(A, KEY, b"1");
+    let known = cluster.stored(A, KEY).map(|record| record.digest());
+    let waiting = cluster.client(B, watch(known));
+    cluster.settle();
+    assert_eq!(cluster.open(B), 1);
+    cluster.input(B, Input::Cancel(waiting));
+    cluster.settle();
+    assert_eq!(cluster.open(B), 0);
+    cluster.write(C, KEY, b"2");
+    assert_eq!(
+        cluster.reply(waiting),
+        None,
+        "nobody is there to be answered"
+    );
+}
+
+#[test]
+fn a_node_that_stops_answers_its_watches_at_once() {
+    let mut cluster = Cluster::new(3);
+    cluster.write(A, KEY, b"1");
+    let known = cluster.stored(A, KEY).map(|record| record.digest());
+    let waiting = cluster.client(B, watch(known));
+    cluster.settle();
+    cluster.input(B, Input::Stop);
+    assert_eq!(cluster.found(waiting).as_deref(), Some(&b"1"[..]));
+    assert_eq!(cluster.open(B), 0);
+}
+
+#[test]
 fn a_watch_of_a_key_that_does_not_change_answers_before_its_deadline() {
     let mut cluster = Cluster::new(3);
     cluster.write(A, KEY, b"1");

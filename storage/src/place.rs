@@ -9,6 +9,7 @@
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write as _};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use crate::error::StorageError;
@@ -32,7 +33,12 @@ pub(crate) struct Place {
 impl Place {
     /// Locks the directory, making it when it is missing, and checks that it is empty or ours.
     pub(crate) fn enter(path: &Path) -> Result<Self, StorageError> {
-        fs::create_dir_all(path).map_err(StorageError::io("create", path))?;
+        // It holds all values and the cluster's secret: nobody else's business.
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)
+            .map_err(StorageError::io("create", path))?;
         // Looked at before our own LOCK is in it.
         let foreign = !path.join(LOCK).exists() && holds_anything(path)?;
         if foreign {

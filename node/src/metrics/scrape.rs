@@ -27,6 +27,7 @@ pub struct Scrape {
     metrics: Arc<Metrics>,
     view: Option<Arc<View>>,
     state: State,
+    ready: bool,
     node: NodeId,
     /// Measured round trip of each peer that is connected.
     rtt: Vec<(NodeId, Duration)>,
@@ -44,6 +45,7 @@ impl Scrape {
             metrics: handle.shared_metrics(),
             view: handle.view(),
             state: handle.state(),
+            ready: handle.ready().is_ok(),
             node: handle.node(),
             rtt: peers
                 .into_iter()
@@ -259,7 +261,7 @@ impl Scrape {
         out.gauge(
             "torc_ready",
             "1 when this node serves",
-            f64::from(u8::from(self.state.not_ready.is_none())),
+            f64::from(u8::from(self.ready)),
         )?;
         out.gauge(
             "torc_disk_full",

@@ -44,7 +44,11 @@ impl Shard {
         let Some(view) = core.view.as_ref().filter(|_| core.serving) else {
             return Err(Refused::With(ClientError::NotReady));
         };
-        if self.open >= core.settings.ops_max {
+        let open = match request.op {
+            ClientOp::Watch { .. } => self.watches,
+            _ => self.open,
+        };
+        if open >= core.settings.ops_max {
             return Err(Refused::With(ClientError::Overloaded));
         }
         let Some(bucket) = view.config.bucket_by_id(request.bucket) else {
@@ -382,7 +386,7 @@ impl Shard {
         known: Option<crate::version::Digest>,
     ) {
         let op = ids.0.op;
-        self.open += 1;
+        self.watches += 1;
         self.ops
             .insert(op, Op::Watch(Box::new(Watch::new(ids, key, r, known))));
         self.register_watch(op);

@@ -98,6 +98,25 @@ cluster() {
   exit 1
 }
 
+# Every key of the set once, so that reads find all of them.
+fill() {
+  python3 - "$1" <<'PY'
+import http.client, sys, threading, urllib.parse
+address = urllib.parse.urlparse(sys.argv[1]).netloc
+def part(first):
+    connection = http.client.HTTPConnection(address, timeout=30)
+    for start in range(first * 12500, (first + 1) * 12500, 500):
+        lines = "".join(f'{{"op":"put","key":"k{key + 1}","value":"{"x" * 1024}"}}\n' for key in range(start, start + 500))
+        connection.request("POST", "/kv/default/_batch", lines, {"Content-Type": "application/x-ndjson"})
+        answer = connection.getresponse()
+        body = answer.read()
+        assert answer.status == 200 and b'"status":5' not in body, (answer.status, body[:300])
+threads = [threading.Thread(target=part, args=(n,)) for n in range(8)]
+[t.start() for t in threads]
+[t.join() for t in threads]
+PY
+}
+
 rss() { awk '/VmRSS/ {printf "%d", $2 / 1024}' "/proc/$1/status"; }
 
 whole() {
@@ -112,11 +131,12 @@ whole() {
   for _ in $(seq 50); do curl -fs -o /dev/null "http://127.0.0.1:$bare/" && break; sleep 0.1; done
   load "bare hyper, 1 KiB" get "" "http://127.0.0.1:$bare"
   kill -9 "$bare_pid"
+  wait "$bare_pid" 2>/dev/null || true
   for durability in os fsync; do
     cluster "$durability"
     echo "resident memory of an idle node: $(rss "${node_pids[0]}") MiB"
     load "PUT w=quorum, $durability" put "" "${urls[0]}"
-    load "PUT w=quorum, $durability (2nd)" put "" "${urls[1]}"
+    fill "${urls[1]}"
     load "GET r=quorum, $durability" get "" "${urls[0]}"
     load "GET r=one, $durability" get "?r=one" "${urls[0]}"
     echo "resident memory under load: $(rss "${node_pids[0]}") MiB"

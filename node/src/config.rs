@@ -60,7 +60,7 @@ pub struct Settings {
     pub insecure: bool,
     /// Number of partitions as a power of two; only used at bootstrap.
     pub partition_bits: u8,
-    /// Number of shards, a power of two of at most 64.
+    /// Number of shards, a power of two of at most 32 (the clock's last index is the cluster machine's).
     pub shards: usize,
     /// Bounds of the HTTP facade.
     pub limits: Limits,

@@ -27,7 +27,8 @@ pub struct ShardSettings {
     pub zone: String,
     /// Index of the shard, below `count`.
     pub index: u8,
-    /// Number of shards of the node, a power of two of at most [`crate::hlc::SHARDS_MAX`].
+    /// Number of shards of the node, a power of two below [`crate::hlc::SHARDS_MAX`], whose
+    /// last index is the cluster machine's.
     pub count: u8,
     /// Highest clock bound that any earlier life of this node made durable.
     pub durable_bound: Hlc,

@@ -243,10 +243,10 @@ pub(super) static KEYS: &[Key] = &[
     ),
     key(
         "shards",
-        Kind::AutoOrPower(64),
+        Kind::AutoOrPower(32),
         "\"auto\"",
-        "Number of shards that a node's partitions are divided over, a power of two up to 64. `auto` is one \
-         for each core, rounded up.",
+        "Number of shards that a node's partitions are divided over, a power of two up to 32. `auto` is one \
+         for each two cores, rounded up: the other half is for the network.",
     ),
     key(
         "deadline",

@@ -412,16 +412,18 @@ fn number(kind: &Kind, raw: &Raw) -> Option<u64> {
         (Kind::Size(range), Raw::Text(text)) => {
             parse_size(text).filter(|size| range.contains(size))
         }
-        (Kind::AutoOrPower(max), Raw::Text(text)) if text == "auto" => Some(cores().min(*max)),
+        (Kind::AutoOrPower(max), Raw::Text(text)) if text == "auto" => {
+            Some(shards_auto().min(*max))
+        }
         (Kind::AutoOrPower(max), _) => whole.filter(|n| n.is_power_of_two() && n <= max),
         _ => None,
     }
 }
 
-/// Cores that this process may use, rounded up to a power of two.
-fn cores() -> u64 {
+/// A shard for each two cores that this process may use, rounded up to a power of two.
+fn shards_auto() -> u64 {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    cores.next_power_of_two() as u64
+    cores.div_ceil(2).next_power_of_two() as u64
 }
 
 fn addresses(raw: &Raw) -> Option<Vec<String>> {

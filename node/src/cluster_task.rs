@@ -61,7 +61,7 @@ pub(crate) struct ClusterTools {
     /// Gossip that has arrived; taken when gossip starts.
     pub(crate) gossip: Option<Arrivals>,
     /// Receives partition bits as soon as they are known.
-    pub(crate) routing: Arc<crate::node::Routing>,
+    pub(crate) routing: Arc<crate::switchboard::Routing>,
 }
 
 /// Runs until the node stops, or until it must.

@@ -14,4 +14,5 @@ pub mod metrics;
 pub mod node;
 pub mod pki;
 mod shard_task;
+mod switchboard;
 pub mod transport;

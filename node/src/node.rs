@@ -2,10 +2,8 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use bytes::Bytes;
 use rand::TryRngCore;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -15,7 +13,6 @@ use torc_protocol::cluster_io::{
 };
 use torc_protocol::cluster_message::JoinRefusal;
 use torc_protocol::hlc::Hlc;
-use torc_protocol::message::{PeerBody, PeerMessage, RequestKind};
 use torc_protocol::shard::{Shard, ShardSettings};
 use torc_protocol::shard_io::Input;
 use torc_protocol::store::{Batch, CommitId, StateKey, StoreError, Sync, Write};
@@ -33,7 +30,8 @@ use crate::join;
 use crate::metrics::Metrics;
 use crate::pki::{self, PkiError};
 use crate::shard_task::{self, Inlets, Mail, Outlets, PEER_BATCHES_MAX, SUBMISSIONS_MAX, Tools};
-use crate::transport::{Inbound, Transport, TransportError, TransportSettings};
+use crate::switchboard::{Routing, Switchboard};
+use crate::transport::{Transport, TransportError, TransportSettings};
 
 /// Why a node cannot start, or may not go on.
 #[derive(Debug, thiserror::Error)]
@@ -131,98 +129,6 @@ pub enum NodeError {
     Stopped,
 }
 
-/// Number of partitions, as far as the transport needs it to find a message's shard.
-#[derive(Debug)]
-pub(crate) struct Routing {
-    bits: AtomicU8,
-    shards: usize,
-}
-
-/// No config yet.
-const NO_BITS: u8 = u8::MAX;
-
-impl Routing {
-    pub(crate) fn set_partition_bits(&self, bits: u8) {
-        self.bits.store(bits, Ordering::Release);
-    }
-
-    /// The shard that a message is for; `None` for one to the cluster machine.
-    fn shard(&self, message: &PeerMessage) -> Option<usize> {
-        match &message.body {
-            PeerBody::Cluster(_) => None,
-            PeerBody::Reply(reply) => Some(usize::from(reply.op.shard()) & (self.shards - 1)),
-            PeerBody::Request(request) => {
-                let bits = match self.bits.load(Ordering::Acquire) {
-                    NO_BITS => 0,
-                    bits => bits,
-                };
-                let partition = match &request.kind {
-                    RequestKind::Write { key, .. }
-                    | RequestKind::StandIn { key, .. }
-                    | RequestKind::Read { key, .. }
-                    | RequestKind::Watch { key, .. } => key.token.partition(bits),
-                    RequestKind::List { partition, .. } => *partition,
-                };
-                Some(usize::from(partition.0) & (self.shards - 1))
-            }
-        }
-    }
-}
-
-/// Brings what the transport receives to the shards and to the cluster machine.
-struct Switchboard {
-    routing: Arc<Routing>,
-    shards: Vec<Inlets>,
-    cluster: mpsc::Sender<(NodeId, PeerMessage)>,
-    gossip: crate::gossip::Inbox,
-    metrics: Arc<Metrics>,
-}
-
-impl Inbound for Switchboard {
-    fn on_messages(&self, from: NodeId, messages: Vec<PeerMessage>) {
-        if self.shards.len() == 1
-            && messages
-                .iter()
-                .all(|m| !matches!(m.body, PeerBody::Cluster(_)))
-        {
-            self.deliver(0, from, messages);
-            return;
-        }
-        let mut slots: Vec<Vec<PeerMessage>> = (0..self.shards.len()).map(|_| Vec::new()).collect();
-        for message in messages {
-            match self.routing.shard(&message) {
-                Some(shard) => slots[shard].push(message),
-                None => {
-                    if self.cluster.try_send((from, message)).is_err() {
-                        self.metrics.on_shed_count("cluster_queue", 1);
-                    }
-                }
-            }
-        }
-        for (shard, batch) in slots.into_iter().enumerate() {
-            if !batch.is_empty() {
-                self.deliver(shard, from, batch);
-            }
-        }
-    }
-
-    fn on_gossip(&self, from: std::net::SocketAddr, bytes: Bytes) {
-        self.gossip.deliver(from, bytes);
-    }
-
-    fn on_link(&self, _peer: NodeId, _up: bool) {}
-}
-
-impl Switchboard {
-    /// A full queue drops: senders have deadlines and hints for that.
-    fn deliver(&self, shard: usize, from: NodeId, batch: Vec<PeerMessage>) {
-        let count = batch.len() as u64;
-        if self.shards[shard].peers.try_send((from, batch)).is_err() {
-            self.metrics.on_shed_count("shard_peers", count);
-        }
-    }
-}
-
 /// Runs a node until `stop` is ready, then stops it in order.
 ///
 /// # Errors
@@ -236,10 +142,7 @@ pub async fn run(settings: Settings, stop: impl Future<Output = ()>) -> Result<(
     let metrics = Arc::new(Metrics::default());
 
     let count = settings.shards;
-    let routing = Arc::new(Routing {
-        bits: AtomicU8::new(NO_BITS),
-        shards: count,
-    });
+    let routing = Arc::new(Routing::new(count));
     let (inlets, submissions, outlets) = channels(count);
     let (cluster_peers, cluster_peers_rx) = mpsc::channel(cluster_task::PEERS_MAX);
     let (cluster_mail, mut cluster_mail_rx) = mpsc::unbounded_channel();

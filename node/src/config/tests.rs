@@ -169,8 +169,8 @@ fn bad_values_name_key_place_and_what_is_right() {
             "[limits]\nvalue_bytes = \"65MiB\"",
             "is not a size from 1B to 64MiB",
         ),
-        ("shards = 3", "\"auto\" or a power of two from 1 to 64"),
-        ("shards = 128", "\"auto\" or a power of two from 1 to 64"),
+        ("shards = 3", "\"auto\" or a power of two from 1 to 32"),
+        ("shards = 64", "\"auto\" or a power of two from 1 to 32"),
         (
             "durability = \"never\"",
             "is not one of fsync, interval, os",

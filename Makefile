@@ -21,13 +21,16 @@ ENV := . scripts/env.sh &&
 PHASE := $(ENV) scripts/phase.sh
 PARTS := fmt-check length purity deny clippy doc-check
 
-.PHONY: help deps build demo test lint $(PARTS) fmt doc bench fuzz clean
+.PHONY: help deps services build demo test lint $(PARTS) fmt doc bench fuzz clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 deps: ## install what the build needs and this machine lacks (asks for sudo only then)
 	@scripts/deps.sh
+
+services: ## install the side services that tests start (Redis, RabbitMQ, Nginx, Prometheus, a browser)
+	@scripts/services.sh
 
 build: deps ## build the `torc` binary, optimised
 	$(ENV) cargo build $(LOCKED) --release -p torc
@@ -37,7 +40,7 @@ demo: deps ## start a cluster on this machine (NODES=3, DEMO_ARGS=...); Ctrl-C s
 	@$(ENV) cargo build $(LOCKED) --release -p torc && \
 	  exec "$$CARGO_TARGET_DIR/release/torc" demo --nodes $(NODES) $(DEMO_ARGS)
 
-test: deps lint ## all checks: lint, then every test of the workspace
+test: deps services lint ## all checks: lint, then every test of the workspace
 	@$(PHASE) "tests" cargo test $(LOCKED) $(TEST_ARGS)
 
 lint: deps $(PARTS) ## format, sizes, purity of the core, licences and advisories, clippy, docs

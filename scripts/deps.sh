@@ -6,6 +6,7 @@ set -eu
 cd "$(dirname "$0")/.."
 libclang_given="${LIBCLANG_PATH:-}"
 . scripts/env.sh
+. scripts/apt.sh
 
 say() { printf 'deps: %s\n' "$*"; }
 fail() { printf 'deps: %s\n' "$*" >&2; exit 1; }
@@ -46,24 +47,6 @@ have git || packages="$packages git"
 have curl || packages="$packages curl"
 have python3 || packages="$packages python3"
 
-privileged() {
-  if [ "$(id -u)" -eq 0 ]; then
-    "$@"
-  elif [ -t 0 ]; then
-    sudo "$@"
-  else
-    sudo -n "$@"
-  fi
-}
-can_install() {
-  have apt-get || return 1
-  [ "$(id -u)" -eq 0 ] && return 0
-  have sudo || return 1
-  [ -t 0 ] || sudo -n true 2>/dev/null
-}
-apt() {
-  privileged env DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=300 "$@"
-}
 # Most releases have a package `libclang1`; some have only numbered ones.
 libclang_package() {
   if [ -n "$(apt-cache show libclang1 2>/dev/null)" ]; then

@@ -346,7 +346,8 @@ pub(crate) struct ServeArgs {
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true)]
 #[command(
-    after_help = "From a second terminal: torc demo ls, kill N, pause N, resume N, restart N."
+    after_help = "From a second terminal: torc demo ls, kill N, pause N, resume N, restart N,\n\
+    add, partition '1,2|3', heal."
 )]
 pub(crate) struct DemoArgs {
     #[command(subcommand)]
@@ -381,6 +382,17 @@ pub(crate) enum DemoCommand {
     Resume(DemoNode),
     /// Start a node again, whatever became of it
     Restart(DemoNode),
+    /// Start one node more, which joins the cluster
+    Add(DemoTarget),
+    /// Cut the links between groups of nodes, such as 1,2|3; `torc demo heal` mends them
+    Partition {
+        /// Groups of node numbers; nodes in none of them keep all their links
+        groups: String,
+        #[command(flatten)]
+        target: DemoTarget,
+    },
+    /// Mend all cut links
+    Heal(DemoTarget),
 }
 
 /// Which demo is meant.

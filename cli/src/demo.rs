@@ -5,6 +5,7 @@
 
 mod cluster;
 mod control;
+mod cut;
 mod home;
 mod load;
 mod node;
@@ -23,7 +24,7 @@ use crate::args::{DemoArgs, DemoCommand};
 use crate::exit::Usage;
 use crate::output::{self, Progress};
 use cluster::Cluster;
-use control::{Action, Control, Order};
+use control::{Action, Control, Order, Request};
 use home::Home;
 
 /// How often nodes that ended by themselves are looked for.
@@ -42,6 +43,11 @@ pub(crate) fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
             Some(DemoCommand::Pause(node)) => control::act(Action::Pause, &node).await,
             Some(DemoCommand::Resume(node)) => control::act(Action::Resume, &node).await,
             Some(DemoCommand::Restart(node)) => control::act(Action::Restart, &node).await,
+            Some(DemoCommand::Add(target)) => control::add(&target).await,
+            Some(DemoCommand::Partition { groups, target }) => {
+                control::partition(cut::parse(&groups)?, &target).await
+            }
+            Some(DemoCommand::Heal(target)) => control::partition(Vec::new(), &target).await,
         }
     });
     runtime.shutdown_timeout(Duration::from_secs(1));
@@ -98,7 +104,7 @@ async fn demo(args: &DemoArgs) -> anyhow::Result<ExitCode> {
         .load
         .then(|| load::start(&cluster.data_addresses()))
         .transpose()?;
-    let result = serve(&mut cluster, &mut control, &mut stops).await;
+    let result = serve(&mut cluster, &mut control, (&mut stops, &home)).await;
     if let Some(load) = load {
         load.stop().await;
     }
@@ -114,7 +120,7 @@ async fn demo(args: &DemoArgs) -> anyhow::Result<ExitCode> {
 async fn serve(
     cluster: &mut Cluster,
     control: &mut Control,
-    stops: &mut Stops,
+    (stops, home): (&mut Stops, &Home),
 ) -> anyhow::Result<()> {
     let mut look = tokio::time::interval(LOOK);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -125,6 +131,9 @@ async fn serve(
                 let Order { request, reply } = order;
                 // Whoever asked may have gone meanwhile.
                 let _ = reply.send(cluster.carry_out(&request).await);
+                if matches!(request, Request::Add) {
+                    home.remember(&cluster.to_plan())?;
+                }
             }
             _ = look.tick() => {
                 for ended in cluster.look() {

@@ -1,15 +1,17 @@
 //! `torc serve`: settings from file, environment and flags; a runtime; signals.
 
+use std::collections::BTreeSet;
 use std::future::Future;
-use std::io::{self, Read as _};
+use std::io::{self, BufRead as _};
 use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use torc_node::config::{Layers, Settings, SettingsError};
+use torc_node::node::Cuts;
 
 use crate::args::ServeArgs;
 use crate::exit::Usage;
@@ -21,14 +23,17 @@ pub(crate) fn run(args: &ServeArgs) -> anyhow::Result<ExitCode> {
     let settings = settings(args)?;
     let filter = std::env::var("TORC_LOG").ok();
     torc_node::logs::start(filter.as_deref()).map_err(|error| Usage(error.to_string()))?;
-    let parent = args.parent_pipe.then(watch_parent).transpose()?;
+    let (parent, cuts) = match args.parent_pipe.then(watch_parent).transpose()? {
+        Some((parent, cuts)) => (Some(parent), Some(cuts)),
+        None => (None, None),
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
     runtime.block_on(async {
         let stop = stop(parent)?;
-        torc_node::node::run(settings, stop).await?;
+        torc_node::node::run(settings, stop, cuts).await?;
         anyhow::Ok(())
     })?;
     // Whatever still blocks a thread has had its time.
@@ -113,20 +118,25 @@ fn stop(parent: Option<oneshot::Receiver<()>>) -> anyhow::Result<impl Future<Out
     })
 }
 
-/// Tells when standard input ends, which whoever started this node holds open as long as it lives.
-fn watch_parent() -> anyhow::Result<oneshot::Receiver<()>> {
+/// Tells when standard input ends, which whoever started this node holds open as long as it lives, and
+/// what it says there: `cut NAME...` cuts this node off from those nodes and from no others.
+fn watch_parent() -> anyhow::Result<(oneshot::Receiver<()>, Cuts)> {
     let (gone, parent) = oneshot::channel();
+    let (cut, cuts) = watch::channel(BTreeSet::new());
     thread::Builder::new()
         .name("parent".to_owned())
         .spawn(move || {
-            let mut buffer = [0_u8; 64];
-            let mut input = io::stdin().lock();
-            // Bytes mean nothing; an error means the same as the end.
-            while matches!(input.read(&mut buffer), Ok(read) if read > 0) {}
+            // Other lines mean nothing; an error means the same as the end.
+            for line in io::stdin().lock().lines().map_while(Result::ok) {
+                let mut words = line.split_ascii_whitespace().map(str::to_owned);
+                if words.next().as_deref() == Some("cut") {
+                    cut.send_replace(words.collect());
+                }
+            }
             let _ = gone.send(());
             thread::sleep(ORPHAN_STOP_MAX);
             std::process::exit(1);
         })
         .context("cannot start a thread")?;
-    Ok(parent)
+    Ok((parent, cuts))
 }

@@ -175,6 +175,32 @@ fn a_second_terminal_kills_pauses_and_restarts_nodes_and_ctrl_c_leaves_nothing()
 }
 
 #[test]
+fn a_partition_leaves_the_majority_at_work_and_the_minority_without_a_quorum() {
+    let demo = Demo::start("27081", &["--nodes", "3"]);
+    let http = |at: usize| demo.nodes()[at]["http"].as_str().map(str::to_owned);
+    let (one, three) = (http(0).expect("an address"), http(2).expect("an address"));
+    assert_eq!(demo.ask(&["demo", "partition", "1,2"]).0, Some(2));
+    assert_eq!(demo.ask(&["demo", "partition", "1,2|4"]).0, Some(1));
+    let (code, text) = demo.ask(&["demo", "partition", "1,2|3"]);
+    assert_eq!(code, Some(0), "{text}");
+
+    // Whoever is cut off has no quorum (3); the others go on.
+    let put = |node: &str| demo.ask(&["put", "cut", "off", "--node", node]).0;
+    let end = Instant::now() + WAIT_MAX;
+    while put(&three) != Some(3) || put(&one) != Some(0) {
+        assert!(Instant::now() < end, "the partition does not show");
+    }
+    assert_eq!(demo.ask(&["demo", "heal"]).0, Some(0));
+    while put(&three) != Some(0) {
+        assert!(Instant::now() < end, "the links are not mended");
+    }
+    assert_eq!(
+        demo.ask(&["get", "cut", "-r", "all", "--node", &three]).1,
+        "off"
+    );
+}
+
+#[test]
 fn nodes_do_not_outlive_a_demo_that_was_killed_and_the_next_one_tidies_up() {
     let mut demo = Demo::start("25081", &["--nodes", "2"]);
     assert_eq!(demo.ask(&["demo", "pause", "2"]).0, Some(0));

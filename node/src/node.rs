@@ -1,5 +1,6 @@
 //! Starts a node's parts in order, and stops them in order.
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -129,11 +130,19 @@ pub enum NodeError {
     Stopped,
 }
 
-/// Runs a node until `stop` is ready, then stops it in order.
+/// Names of nodes that this one is cut off from, as they change: a fault that is played, for
+/// demonstrations and tests. See [`Transport::set_cut`].
+pub type Cuts = watch::Receiver<BTreeSet<String>>;
+
+/// Runs a node until `stop` is ready, then stops it in order. `cuts` are followed meanwhile.
 ///
 /// # Errors
 /// When it cannot start or may not go on; the message says what to do.
-pub async fn run(settings: Settings, stop: impl Future<Output = ()>) -> Result<(), NodeError> {
+pub async fn run(
+    settings: Settings,
+    stop: impl Future<Output = ()>,
+    cuts: Option<Cuts>,
+) -> Result<(), NodeError> {
     let settings = Arc::new(settings);
     let options = storage_options(&settings);
     let (store, opened) = tokio::task::spawn_blocking(move || Store::open(options))
@@ -221,6 +230,9 @@ pub async fn run(settings: Settings, stop: impl Future<Output = ()>) -> Result<(
     begin(&settings, fresh, &cluster_mail, (&transport, &handle))?;
     let mut cluster_run = tokio::spawn(cluster_task::run(cluster, tools, outlets));
     let watcher = tokio::spawn(watch_disk(handle.clone(), store.clone()));
+    if let Some(cuts) = cuts {
+        tokio::spawn(follow_cuts(transport.clone(), cuts));
+    }
 
     let (stop_http, stopping) = watch::channel(false);
     let servers = crate::http::serve(handle.clone(), stopping).await?;
@@ -557,6 +569,14 @@ fn begin(
         Start::Resume | Start::Bootstrap => {}
     }
     Ok(())
+}
+
+async fn follow_cuts(transport: Transport, mut cuts: Cuts) {
+    while cuts.changed().await.is_ok() {
+        let names = cuts.borrow_and_update().clone();
+        warn!(nodes = ?names, "links are cut or mended: a fault that is played");
+        transport.set_cut(names);
+    }
 }
 
 /// Follows the disk's state: full or not, and what RocksDB says of itself.

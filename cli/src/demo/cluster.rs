@@ -11,6 +11,7 @@ use torc_client::{Admin, Client, ClientConfig, Routing, WriteOptions};
 
 use super::Stops;
 use super::control::{Action, NodeView, Reply, Request};
+use super::cut;
 use super::home::{Home, Plan};
 use super::node::{Formation, Node};
 use super::ports::{self, Ports, address};
@@ -24,6 +25,8 @@ const START_MAX: Duration = Duration::from_secs(90);
 const STOP_MAX: Duration = Duration::from_secs(10);
 /// Time for one question to one node while the cluster starts.
 const ASK_MAX: Duration = Duration::from_secs(2);
+/// Nodes of a demo.
+const NODES_MAX: usize = 16;
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// Keys to look at; written when the cluster is new.
@@ -39,6 +42,9 @@ const SAMPLES: &[(&str, &str)] = &[
 pub(crate) struct Cluster {
     pub(crate) nodes: Vec<Node>,
     is_new: bool,
+    home: PathBuf,
+    durability: String,
+    base_port: u16,
 }
 
 impl Cluster {
@@ -63,7 +69,13 @@ impl Cluster {
                 .map(|(at, (ports, held))| node(at, ports).holding(held))
                 .collect()
         };
-        Ok(Self { nodes, is_new })
+        Ok(Self {
+            nodes,
+            is_new,
+            home: home.path().to_owned(),
+            durability: args.durability.clone(),
+            base_port: args.base_port,
+        })
     }
 
     /// For the next time.
@@ -166,45 +178,88 @@ impl Cluster {
 
     /// Does what a second terminal asks for.
     pub(crate) async fn carry_out(&mut self, request: &Request) -> Reply {
-        let Request::Act {
-            action,
-            node: number,
-        } = request
-        else {
-            return Reply::Nodes {
-                nodes: self.nodes.iter().map(view).collect(),
-            };
+        let done = match request {
+            Request::List => {
+                return Reply::Nodes {
+                    nodes: self.nodes.iter().map(view).collect(),
+                };
+            }
+            Request::Act { action, node } => self.act(*action, *node).await,
+            Request::Add => self.add(),
+            Request::Partition { groups } => self.partition(groups).await,
         };
+        match done {
+            Ok((message, at)) => Reply::Done {
+                message,
+                admin: address(self.nodes[at].ports.admin).to_string(),
+            },
+            Err(error) => Reply::Refused {
+                reason: format!("{error:#}"),
+            },
+        }
+    }
+
+    /// Where the node of that number, from 1, stands.
+    fn place(&self, number: u16) -> anyhow::Result<usize> {
         let count = self.nodes.len();
-        let Some(node) = number
+        usize::from(number)
             .checked_sub(1)
-            .and_then(|at| self.nodes.get_mut(usize::from(at)))
-        else {
-            return Reply::Refused {
-                reason: format!("there is no node {number}; this demo has 1 to {count}"),
-            };
-        };
+            .filter(|&at| at < count)
+            .with_context(|| format!("there is no node {number}; this demo has 1 to {count}"))
+    }
+
+    async fn act(&mut self, action: Action, number: u16) -> anyhow::Result<(String, usize)> {
+        let at = self.place(number)?;
+        let node = &mut self.nodes[at];
         let name = node.name();
-        let done = match action {
+        let message = match action {
             Action::Kill => node.kill().await.map(|()| format!("killed {name}")),
             Action::Pause => node.pause().map(|()| format!("paused {name}")),
             Action::Resume => node.resume().map(|()| format!("{name} goes on")),
             Action::Restart => {
                 node.begin_stop();
                 node.finish_stop(STOP_MAX).await;
-                node.start(&Formation::Known)
-                    .map(|()| format!("started {name}"))
+                node.start(&Formation::Known)?;
+                node.tell_cut().await.map(|()| format!("started {name}"))
             }
         };
-        match done {
-            Ok(message) => Reply::Done {
-                message,
-                admin: address(node.ports.admin).to_string(),
-            },
-            Err(error) => Reply::Refused {
-                reason: format!("{error:#}"),
-            },
+        Ok((message?, at))
+    }
+
+    /// One node more, which joins by whichever other runs.
+    fn add(&mut self) -> anyhow::Result<(String, usize)> {
+        let count = self.nodes.len();
+        anyhow::ensure!(
+            count < NODES_MAX,
+            "a demo has at most {NODES_MAX} nodes, and this one has as many"
+        );
+        let runs = self.nodes.iter().find(|node| node.pid().is_some());
+        let contact = runs.context("no node runs that another could join by")?;
+        let peer = address(contact.ports.peer).to_string();
+        let (ports, held) = ports::choose(self.base_port, 1)?
+            .pop()
+            .context("no port is free")?;
+        let mut node = Node::new(count + 1, ports, &self.home, &self.durability).holding(held);
+        node.start(&Formation::Join(peer))?;
+        let message = format!("started {}, which joins", node.name());
+        self.nodes.push(node);
+        Ok((message, count))
+    }
+
+    /// Cuts the links between nodes of different groups, and mends all others.
+    async fn partition(&mut self, groups: &[Vec<u16>]) -> anyhow::Result<(String, usize)> {
+        for &number in groups.iter().flatten() {
+            self.place(number)?;
         }
+        for node in &mut self.nodes {
+            node.set_cut(cut::cut_off_from(node.number, groups));
+            node.tell_cut().await?;
+        }
+        let message = match groups.len() {
+            0 => "all links are mended".to_owned(),
+            count => format!("the links between {count} groups of nodes are cut"),
+        };
+        Ok((message, 0))
     }
 }
 

@@ -45,7 +45,15 @@ pub(crate) enum Action {
 #[serde(rename_all = "lowercase", tag = "request")]
 pub(crate) enum Request {
     List,
-    Act { action: Action, node: u16 },
+    Act {
+        action: Action,
+        node: u16,
+    },
+    Add,
+    /// No links between nodes of different groups; no groups mends all.
+    Partition {
+        groups: Vec<Vec<u16>>,
+    },
 }
 
 /// A node in `torc demo ls`; its JSON is an interface.
@@ -208,20 +216,38 @@ pub(crate) async fn act(action: Action, args: &DemoNode) -> anyhow::Result<ExitC
         action,
         node: args.node,
     };
-    let (message, admin) = match ask(&args.target, &request).await? {
+    order(&args.target, &request, action == Action::Restart).await
+}
+
+/// `torc demo add`. Waits until the node has joined.
+pub(crate) async fn add(target: &DemoTarget) -> anyhow::Result<ExitCode> {
+    order(target, &Request::Add, true).await
+}
+
+/// `torc demo partition` and `torc demo heal`.
+pub(crate) async fn partition(
+    groups: Vec<Vec<u16>>,
+    target: &DemoTarget,
+) -> anyhow::Result<ExitCode> {
+    order(target, &Request::Partition { groups }, false).await
+}
+
+/// Has it done, and waits until the node that it was done to is ready, if that is wanted.
+async fn order(target: &DemoTarget, request: &Request, wait: bool) -> anyhow::Result<ExitCode> {
+    let (message, admin) = match ask(target, request).await? {
         Reply::Done { message, admin } => (message, admin),
         Reply::Refused { reason } => anyhow::bail!(reason),
         Reply::Nodes { .. } => {
             anyhow::bail!("the demo answered something else; is it of this version?")
         }
     };
-    let message = if action == Action::Restart {
+    let message = if wait {
         wait_ready(&message, admin).await?;
         format!("{message}; it is ready")
     } else {
         message
     };
-    match args.target.output {
+    match target.output {
         Output::Json => output::json(&serde_json::json!({ "done": message }))?,
         Output::Text => output::line(message)?,
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use tokio::io::AsyncWriteExt as _;
 use tokio::process::Child;
 use tokio::time::timeout;
 
@@ -17,6 +18,9 @@ use super::ports::{Held, Ports, address};
 const LOG_LINES: usize = 15;
 /// Bytes from the end of a log in which they are looked for.
 const LOG_BYTES: u64 = 64 << 10;
+
+/// Time for a node to read its pipe.
+const TELL_MAX: Duration = Duration::from_secs(2);
 
 /// How a node gets into its cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,11 +57,13 @@ pub(crate) struct Node {
     state: State,
     /// Its ports, until it binds them itself.
     held: Option<Held>,
+    /// Numbers of the nodes that it is cut off from.
+    cut: Vec<usize>,
 }
 
 impl Node {
     pub(crate) fn new(number: usize, ports: Ports, home: &Path, durability: &str) -> Self {
-        let name = format!("node-{number}");
+        let name = node_name(number);
         Self {
             number,
             ports,
@@ -67,7 +73,29 @@ impl Node {
             durability: durability.to_owned(),
             state: State::Stopped,
             held: None,
+            cut: Vec::new(),
         }
+    }
+
+    /// Which nodes it is cut off from; [`Self::tell_cut`] says so to its process.
+    pub(crate) fn set_cut(&mut self, from: Vec<usize>) {
+        self.cut = from;
+    }
+
+    /// Tells the process, over the pipe that ties it to the demo, which nodes it is cut off from.
+    pub(crate) async fn tell_cut(&mut self) -> anyhow::Result<()> {
+        let names: Vec<String> = self.cut.iter().map(|number| node_name(*number)).collect();
+        let line = format!("cut {}\n", names.join(" "));
+        let (State::Running(child) | State::Paused(child)) = &mut self.state else {
+            return Ok(());
+        };
+        let Some(pipe) = &mut child.stdin else {
+            return Ok(());
+        };
+        timeout(TELL_MAX, pipe.write_all(line.as_bytes()))
+            .await
+            .with_context(|| format!("node-{} does not read its pipe", self.number))?
+            .with_context(|| format!("cannot reach node-{}", self.number))
     }
 
     /// With its ports held until it starts.
@@ -77,7 +105,7 @@ impl Node {
     }
 
     pub(crate) fn name(&self) -> String {
-        format!("node-{}", self.number)
+        node_name(self.number)
     }
 
     pub(crate) fn state(&self) -> &'static str {
@@ -229,6 +257,10 @@ impl Node {
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(LOG_LINES)..].join("\n")
     }
+}
+
+fn node_name(number: usize) -> String {
+    format!("node-{number}")
 }
 
 fn send(child: &Child, signal: Signal) -> anyhow::Result<()> {

@@ -252,6 +252,7 @@ fn admit(
             }
         }
     };
+    inner.state.read().apply_cut();
     tokio::spawn(receive_all(inner.clone(), peer, link, from));
     Ok(())
 }
@@ -426,6 +427,9 @@ async fn receive_stream(
                 Err(_) => return Err(End::Refused(Reason::Stalled, "gossip".to_owned())),
             };
             inner.metrics.received(peer.node, bytes.len() as u64 + 1);
+            if peer.is_cut() {
+                return Ok(());
+            }
             if peer.is_member() {
                 inner.inbound.on_gossip(link.advertise, bytes.into());
             } else {
@@ -495,6 +499,9 @@ async fn lost(link: &Link, error: ReadError) -> End {
 
 /// Passes messages on, as far as their sender may send them.
 fn deliver(inner: &Inner, peer: &Peer, mut messages: Vec<PeerMessage>) {
+    if peer.is_cut() {
+        return;
+    }
     if !peer.is_member() {
         let before = messages.len();
         messages.retain(|message| matches!(message.body, PeerBody::Cluster(_)));

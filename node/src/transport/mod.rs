@@ -20,7 +20,7 @@ mod tls;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -174,7 +174,18 @@ struct Inner {
 struct State {
     cluster: Option<ClusterId>,
     peers: HashMap<NodeId, Arc<Peer>>,
+    /// Names of nodes that this one is cut off from.
+    cut: BTreeSet<String>,
     stopped: bool,
+}
+
+impl State {
+    /// Tells the peers whether they are cut off.
+    fn apply_cut(&self) {
+        for peer in self.peers.values() {
+            peer.set_cut(!self.cut.is_empty() && peer.is_called(&self.cut));
+        }
+    }
 }
 
 impl Transport {
@@ -274,6 +285,7 @@ impl Transport {
                 state.peers.insert(node, peer);
             }
         }
+        state.apply_cut();
         drop(state);
         for link in impostors {
             let what = format!("certificate of `{}`", link.name);
@@ -284,11 +296,21 @@ impl Transport {
         }
     }
 
+    /// From now on everything to and from the nodes of these names is thrown away, as if the cables
+    /// between them were cut; an empty set mends them all. For demonstrations and tests: connections stay
+    /// open, so that mending takes effect at once.
+    pub fn set_cut(&self, names: BTreeSet<String>) {
+        let mut state = self.0.state.write();
+        state.cut = names;
+        state.apply_cut();
+    }
+
     /// Queues the message for that node. Never waits: what has no room is dropped and counted, as is
     /// what waits for more than a second.
     pub fn send(&self, to: NodeId, message: PeerMessage) {
         let inner = &self.0;
         let rejected = match inner.state.read().peers.get(&to) {
+            Some(peer) if peer.is_cut() => Ok(()),
             Some(peer) => peer.queue.push(message),
             None => Err(Rejected::Full),
         };
@@ -318,6 +340,7 @@ impl Transport {
     pub fn send_gossip(&self, addr: SocketAddr, bytes: Bytes) {
         let advertises = |peer: &&Arc<Peer>| {
             peer.is_member()
+                && !peer.is_cut()
                 && peer
                     .chosen
                     .borrow()

@@ -4,7 +4,7 @@
 //! or else on the newest one; the others stay open for receiving until they are idle. So no message
 //! waits for the decision, and none is lost by it.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -77,6 +77,7 @@ pub(super) struct Peer {
     pub(super) bulk: Arc<Semaphore>,
     pub(super) gossip: Arc<Semaphore>,
     member: AtomicBool,
+    cut: AtomicBool,
     links: Mutex<Links>,
 }
 
@@ -109,6 +110,7 @@ impl Peer {
             bulk: Arc::new(Semaphore::new(BULK_STREAMS_MAX)),
             gossip: Arc::new(Semaphore::new(BULK_STREAMS_MAX)),
             member: AtomicBool::new(member),
+            cut: AtomicBool::new(false),
             links: Mutex::default(),
         }
     }
@@ -116,6 +118,25 @@ impl Peer {
     /// Whether it is a member just now.
     pub(super) fn is_member(&self) -> bool {
         self.member.load(Ordering::Acquire)
+    }
+
+    /// Whether everything between the two nodes is thrown away: see [`super::Transport::set_cut`].
+    pub(super) fn is_cut(&self) -> bool {
+        self.cut.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_cut(&self, cut: bool) {
+        self.cut.store(cut, Ordering::Release);
+    }
+
+    /// Its name as far as one is known: as a member, or by its certificate.
+    pub(super) fn is_called(&self, names: &BTreeSet<String>) -> bool {
+        match &*self.role.borrow() {
+            Role::Member { name, .. } => names.contains(name),
+            Role::Guest | Role::Retired => {
+                self.links().iter().any(|link| names.contains(&link.name))
+            }
+        }
     }
 
     pub(super) fn set_role(&self, role: Role) {

@@ -27,13 +27,16 @@ enum Event {
 #[derive(Default)]
 struct Counts {
     refused: Mutex<BTreeMap<&'static str, u64>>,
+    received: AtomicU64,
     shed: AtomicU64,
     lost: AtomicU64,
 }
 
 impl TransportMetrics for Counts {
     fn sent(&self, _: NodeId, _: u64) {}
-    fn received(&self, _: NodeId, _: u64) {}
+    fn received(&self, _: NodeId, bytes: u64) {
+        self.received.fetch_add(bytes, Ordering::Relaxed);
+    }
     fn refused(&self, reason: &'static str) {
         *self.refused.lock().entry(reason).or_default() += 1;
     }
@@ -708,6 +711,29 @@ async fn another_handshake_is_refused_by_tls_on_both_sides() {
         .await
         .expect_err("refused");
     assert_eq!(error.reason(), Some(Reason::WireVersion), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cut_link_carries_nothing_until_it_is_mended() {
+    let cluster = Cluster::new();
+    let mut nodes = cluster.nodes(2);
+    let (mut b, mut a) = (nodes.pop().unwrap(), nodes.pop().unwrap());
+    a.link(2, true).await;
+    b.link(1, true).await;
+    // One side is enough for both directions.
+    b.transport.set_cut(BTreeSet::from([a.member.name.clone()]));
+    let before = b.counts.received.load(Ordering::Relaxed);
+    a.transport.send(NodeId(2), value(1, 10));
+    b.transport.send(NodeId(1), value(2, 10));
+    eventually("what was sent has come, and was thrown away", || {
+        b.counts.received.load(Ordering::Relaxed) > before
+    })
+    .await;
+    b.transport.set_cut(BTreeSet::new());
+    a.transport.send(NodeId(2), value(3, 10));
+    b.transport.send(NodeId(1), value(4, 10));
+    assert_eq!(b.message().await.1, value(3, 10));
+    assert_eq!(a.message().await.1, value(4, 10));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -204,12 +204,7 @@ pub async fn run(
     }
 
     let fresh = persisted.decided.is_empty();
-    let cluster_settings = ClusterSettings {
-        drift_max: settings.clock_drift_max.as_micros() as u64,
-        drift_warn: settings.clock_drift_warn.as_micros() as u64,
-        ..ClusterSettings::new(random_u64()?)
-    };
-    let cluster = Cluster::new(persisted, cluster_settings, now);
+    let cluster = Cluster::new(persisted, cluster_settings(&settings)?, now);
     let tools = ClusterTools {
         handle: handle.clone(),
         store: store.clone(),
@@ -230,9 +225,7 @@ pub async fn run(
     begin(&settings, fresh, &cluster_mail, (&transport, &handle))?;
     let mut cluster_run = tokio::spawn(cluster_task::run(cluster, tools, outlets));
     let watcher = tokio::spawn(watch_disk(handle.clone(), store.clone()));
-    if let Some(cuts) = cuts {
-        tokio::spawn(follow_cuts(transport.clone(), cuts));
-    }
+    follow_cuts(&transport, cuts);
 
     let (stop_http, stopping) = watch::channel(false);
     let servers = crate::http::serve(handle.clone(), stopping).await?;
@@ -518,6 +511,14 @@ fn generation(bound: Hlc) -> u64 {
     (bound.micros() / 100_000 + 1).max(wall.as_millis() as u64 / 100)
 }
 
+fn cluster_settings(settings: &Settings) -> Result<ClusterSettings, NodeError> {
+    Ok(ClusterSettings {
+        drift_max: settings.clock_drift_max.as_micros() as u64,
+        drift_warn: settings.clock_drift_warn.as_micros() as u64,
+        ..ClusterSettings::new(random_u64()?)
+    })
+}
+
 fn shard_settings(
     settings: &Settings,
     node: NodeId,
@@ -571,12 +572,17 @@ fn begin(
     Ok(())
 }
 
-async fn follow_cuts(transport: Transport, mut cuts: Cuts) {
-    while cuts.changed().await.is_ok() {
-        let names = cuts.borrow_and_update().clone();
-        warn!(nodes = ?names, "links are cut or mended: a fault that is played");
-        transport.set_cut(names);
-    }
+fn follow_cuts(transport: &Transport, cuts: Option<Cuts>) {
+    let (Some(mut cuts), transport) = (cuts, transport.clone()) else {
+        return;
+    };
+    tokio::spawn(async move {
+        while cuts.changed().await.is_ok() {
+            let names = cuts.borrow_and_update().clone();
+            warn!(nodes = ?names, "links are cut or mended: a fault that is played");
+            transport.set_cut(names);
+        }
+    });
 }
 
 /// Follows the disk's state: full or not, and what RocksDB says of itself.

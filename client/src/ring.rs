@@ -176,6 +176,9 @@ impl Routes {
             partition_bits: view.partition_bits,
             current,
             target: None,
+            target_n: Vec::new(),
+            abandoned: Vec::new(),
+            last_change: None,
             next_bucket: BucketId(u32::MAX),
             buckets,
         };

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use torc_ring::{Bucket, NodeId, PartitionId, RingVersion};
+use torc_ring::{Bucket, NodeId, Owners, PartitionId, RingVersion};
 
 use crate::client::{ClientReply, RequestId};
 use crate::hlc::{Hlc, HlcClock, Pace};
@@ -13,6 +13,7 @@ use crate::message::{
     OpId, PeerBody, PeerMessage, RecordKey, Reply, ReplyKind, Request, RequestKind,
 };
 use crate::mutant::Mutant;
+use crate::quorum::Need;
 use crate::shard_io::{Event, Output, View};
 use crate::store::{Batch, CommitId, Query, ReadId, StateKey, Sync, Write};
 use crate::time::{JumpGuard, MS, Mono, Now, SECOND};
@@ -206,11 +207,44 @@ impl Core {
         key.token.partition(bits)
     }
 
-    /// Owners of a partition in that bucket, in order of preference.
-    pub(crate) fn owners(&self, bucket: &Bucket, partition: PartitionId) -> Vec<NodeId> {
-        self.view.as_ref().map_or_else(Vec::new, |view| {
-            view.ring.owners(bucket.n, partition).to_vec()
-        })
+    /// Whom an operation on that partition concerns, and how many must answer in each ring.
+    pub(crate) fn need(
+        &self,
+        bucket: &Bucket,
+        partition: PartitionId,
+        required: impl Fn(usize) -> usize,
+    ) -> Need {
+        let Some(view) = self.view.as_ref() else {
+            return Need::default();
+        };
+        let owners = view.ring.owners_of(bucket, partition);
+        if owners.target.is_some() && self.has(Mutant::UnionQuorum) {
+            let union = Need::new(owners, &required).nodes();
+            let current = &union;
+            let target = None;
+            return Need::new(Owners { current, target }, required);
+        }
+        Need::new(owners, required)
+    }
+
+    /// The same for a read.
+    pub(crate) fn need_to_read(
+        &self,
+        bucket: &Bucket,
+        partition: PartitionId,
+        required: impl Fn(usize) -> usize,
+    ) -> Need {
+        let targets = self.view.as_ref().and_then(|view| {
+            let target = view.ring.owners_of(bucket, partition).target;
+            target.filter(|_| self.has(Mutant::TargetReadsOnly))
+        });
+        match targets {
+            Some(current) => {
+                let target = None;
+                Need::new(Owners { current, target }, required)
+            }
+            None => self.need(bucket, partition, required),
+        }
     }
 
     pub(crate) fn new_op(&mut self) -> OpId {

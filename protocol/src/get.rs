@@ -12,7 +12,7 @@ use crate::core::{Ask, Caller, Core, Step};
 use crate::message::{OpId, RecordKey, Refusal, ReplyKind, RequestKind, WritePurpose};
 use crate::mutant::Mutant;
 use crate::put::RETRY_OLDER;
-use crate::quorum::{Tally, Verdict};
+use crate::quorum::{Need, Tally, Verdict};
 use crate::record::Record;
 use crate::shard_io::Event;
 use crate::time::Mono;
@@ -32,10 +32,10 @@ pub(crate) enum For {
 pub(crate) struct Plan {
     /// Owners, the one to be asked first in front.
     pub(crate) order: Vec<NodeId>,
-    pub(crate) required: usize,
+    pub(crate) need: Need,
     pub(crate) repair: ReadRepair,
-    /// How many owners must have the merged value before a blocking repair answers.
-    pub(crate) repair_required: usize,
+    /// Owners that must have the merged value before a blocking repair answers.
+    pub(crate) repair_need: Need,
 }
 
 /// What one owner said.
@@ -121,10 +121,37 @@ impl Get {
     }
 
     fn ask_first(&mut self, core: &mut Core) {
-        for at in 0..self.plan.required.min(self.plan.order.len()) {
-            self.ask_next(core, at > 0);
-        }
+        self.ask_enough(core);
         self.arm(core);
+    }
+
+    /// Asks so many owners that their answers would suffice, as far as there are any left: the first one
+    /// for the value, the others for digests, those that take the place of one that refused for the value.
+    fn ask_enough(&mut self, core: &mut Core) {
+        let mut tally = self.plan.need.tally();
+        let refused = |answer: &Answer| matches!(answer, Answer::Refused);
+        for (node, _) in self.answers.iter().filter(|(_, answer)| !refused(answer)) {
+            tally.ack(*node);
+        }
+        let first = self.answers.is_empty();
+        while let Some(node) = self.ask_next(core, &tally, first && !self.answers.is_empty()) {
+            tally.ack(node);
+        }
+    }
+
+    /// What the owners that have answered amount to.
+    fn answered(&self) -> Tally {
+        let mut tally = self.plan.need.tally();
+        for (node, answer) in &self.answers {
+            match answer {
+                Answer::Full(_) | Answer::Digest(_) => {
+                    tally.ack(*node);
+                }
+                Answer::Refused => tally.fail(*node),
+                Answer::Asked { .. } => {}
+            }
+        }
+        tally
     }
 
     /// Starts again under another ring version, with no answers.
@@ -137,11 +164,14 @@ impl Get {
         self.ask_first(core);
     }
 
-    /// Asks the next owner in order, if there is one; answers whether there was.
-    fn ask_next(&mut self, core: &mut Core, digest_only: bool) -> bool {
-        let Some(&node) = self.plan.order.get(self.answers.len()) else {
-            return false;
-        };
+    /// Asks the best owner that was not asked and whose answer would help; answers who that was.
+    fn ask_next(&mut self, core: &mut Core, tally: &Tally, digest_only: bool) -> Option<NodeId> {
+        let asked = |node: &NodeId| self.answers.iter().any(|(asked, _)| asked == node);
+        let node = *self
+            .plan
+            .order
+            .iter()
+            .find(|&node| !asked(node) && tally.helps(*node))?;
         self.answers.push((
             node,
             Answer::Asked {
@@ -150,7 +180,7 @@ impl Get {
         ));
         self.hedge_at = core.now.mono.plus(core.latency.hedge_after(node));
         self.send_read(core, node, digest_only);
-        true
+        Some(node)
     }
 
     fn send_read(&self, core: &mut Core, node: NodeId, digest_only: bool) {
@@ -225,7 +255,7 @@ impl Get {
             && matches!(slot, Answer::Asked { .. })
         {
             *slot = Answer::Refused;
-            self.ask_next(core, false);
+            self.ask_enough(core);
         }
     }
 
@@ -250,30 +280,28 @@ impl Get {
     }
 
     fn settle_collect(&mut self, core: &mut Core, all_full: bool) -> (Step, Option<Outcome>) {
-        let required = self.plan.required;
         let digests: Vec<Option<Digest>> = self
             .answers
             .iter()
             .filter_map(|(_, a)| a.digest())
             .collect();
-        let (mut refused, mut full) = (0, 0);
-        for (_, answer) in &self.answers {
-            match answer {
-                Answer::Full(_) => full += 1,
-                Answer::Refused => refused += 1,
-                Answer::Digest(_) | Answer::Asked { .. } => {}
+        let full: Vec<NodeId> = self
+            .answers
+            .iter()
+            .filter(|(_, answer)| matches!(answer, Answer::Full(_)))
+            .map(|(node, _)| *node)
+            .collect();
+        let tally = self.answered();
+        match tally.verdict() {
+            Verdict::Unreachable => {
+                let error = no_quorum(tally.required(), tally.received());
+                return self.finish(core, Err(error));
             }
-        }
-        if self.plan.order.len() - refused < required {
-            let error = no_quorum(required as u8, digests.len() as u8);
-            return self.finish(core, Err(error));
-        }
-        let enough = required - usize::from(required > 1 && core.has(Mutant::ReadQuorumShort));
-        if digests.len() < enough {
-            return (Step::Wait, None);
+            Verdict::Pending if !self.is_content(core) => return (Step::Wait, None),
+            Verdict::Pending | Verdict::Met => {}
         }
         if digests.windows(2).all(|pair| pair[0] == pair[1]) && !all_full {
-            if full > 0 {
+            if !full.is_empty() {
                 let record = self.fulls().next().cloned().flatten();
                 return self.finish(core, Ok(record));
             }
@@ -307,11 +335,29 @@ impl Get {
                 self.send_read(core, node, false);
             }
         }
-        if full < required {
-            (Step::Wait, None)
-        } else {
-            self.repair(core)
+        let mut whole = self.plan.need.tally();
+        for node in full {
+            whole.ack(node);
         }
+        if whole.verdict() == Verdict::Met {
+            self.repair(core)
+        } else {
+            (Step::Wait, None)
+        }
+    }
+
+    /// A deliberate bug: one answer fewer will do.
+    fn is_content(&self, core: &Core) -> bool {
+        if !core.has(Mutant::ReadQuorumShort) {
+            return false;
+        }
+        let mut tally = self.plan.need.clone().lessened().tally();
+        for (node, answer) in &self.answers {
+            if answer.digest().is_some() {
+                tally.ack(*node);
+            }
+        }
+        tally.verdict() == Verdict::Met
     }
 
     fn fulls(&self) -> impl Iterator<Item = &Option<Record>> {
@@ -334,7 +380,7 @@ impl Get {
                         core.event(Event::VersionCollision { partition });
                     }
                     let Ok(both) = so_far.merge(record) else {
-                        let error = no_quorum(self.plan.required as u8, 0);
+                        let error = no_quorum(self.answered().required(), 0);
                         return self.finish(core, Err(error));
                     };
                     both
@@ -348,31 +394,32 @@ impl Get {
             return self.finish(core, Ok(merged));
         }
         let digest = Some(record.digest());
-        let mut tally = Tally::new(&self.plan.order, self.plan.repair_required);
+        let mut tally = self.plan.repair_need.tally();
         for (node, answer) in &self.answers {
             if answer.digest() == Some(digest) {
                 tally.ack(*node);
             }
         }
         // Those that were seen to be stale, and as many of the others as the promise needs.
-        let stale = self
-            .answers
-            .iter()
-            .filter(|(_, a)| matches!(a, Answer::Full(_)))
-            .count();
-        let mut spare = self.plan.repair_required.saturating_sub(stale);
-        let lacking: Vec<NodeId> = tally.missing().collect();
-        for node in lacking {
-            let seen = self
-                .answers
+        let seen = |node: &NodeId| {
+            self.answers
                 .iter()
-                .any(|(n, a)| *n == node && a.digest().is_some());
-            if !seen {
-                if spare == 0 {
-                    continue;
-                }
-                spare -= 1;
+                .any(|(n, a)| n == node && a.digest().is_some())
+        };
+        let lacking: Vec<NodeId> = tally.missing().collect();
+        let (stale, unseen): (Vec<NodeId>, Vec<NodeId>) = lacking.into_iter().partition(seen);
+        let mut hoped = tally.clone();
+        for node in &stale {
+            hoped.ack(*node);
+        }
+        let mut written = stale;
+        for node in unseen {
+            if hoped.helps(node) {
+                hoped.ack(node);
+                written.push(node);
             }
+        }
+        for node in written {
             self.send_repair(core, node, &record);
         }
         if self.plan.repair == ReadRepair::Async || core.has(Mutant::WriteBackNotAwaited) {
@@ -401,8 +448,8 @@ impl Get {
                 },
                 Err(error) => ClientReply::Failed(*error),
             };
-            self.caller
-                .answer(core, &self.ask, self.plan.required as u8, reply);
+            let required = self.answered().required();
+            self.caller.answer(core, &self.ask, required, reply);
         }
         (Step::Done, Some(outcome))
     }
@@ -412,15 +459,11 @@ impl Get {
         self.wake = None;
         let now = core.now.mono;
         if now >= self.ask.deadline {
-            let received = self
-                .answers
-                .iter()
-                .filter(|(_, a)| a.digest().is_some())
-                .count() as u8;
-            let (required, received) = match &self.phase {
-                Phase::Collect { .. } => (self.plan.required as u8, received),
-                Phase::WriteBack { tally, .. } => (tally.required(), tally.received()),
+            let tally = match &self.phase {
+                Phase::Collect { .. } => self.answered(),
+                Phase::WriteBack { tally, .. } => tally.clone(),
             };
+            let (required, received) = (tally.required(), tally.received());
             let error = no_quorum(required, received);
             return self.finish(core, Err(error));
         }
@@ -463,7 +506,8 @@ impl Get {
         for &(node, since) in &slow {
             core.latency.observe(node, core.now.mono.since(since));
         }
-        if self.ask_next(core, false) {
+        let tally = self.answered();
+        if self.ask_next(core, &tally, false).is_some() {
             core.event(Event::Hedged);
             return;
         }

@@ -577,7 +577,9 @@ impl Pending {
     }
 }
 
-/// The target, as long as it owns the partition; when it does not, all present owners.
+/// The target, as long as it owns the partition; when it does not, all present owners. While the partition
+/// moves, its target owners too: they may have covered it already, without this write, and a write that
+/// counted because of this hint may be nowhere else.
 fn recipients(core: &Core, target: NodeId, key: &RecordKey) -> Vec<NodeId> {
     let Some(view) = core.view.as_ref() else {
         return Vec::new();
@@ -586,16 +588,18 @@ fn recipients(core: &Core, target: NodeId, key: &RecordKey) -> Vec<NodeId> {
         return Vec::new();
     };
     let partition = key.token.partition(view.config.partition_bits);
-    let owners = view.ring.owners(bucket.n, partition);
-    let joining = view
-        .ring
-        .target_owners(bucket.n, partition)
-        .unwrap_or_default();
-    if owners.contains(&target) || joining.contains(&target) {
+    let owners = view.ring.owners_of(bucket, partition);
+    let mut nodes = if owners.contains(target) {
         vec![target]
     } else {
-        owners.to_vec()
+        owners.current.to_vec()
+    };
+    for node in owners.target.unwrap_or_default() {
+        if !nodes.contains(node) {
+            nodes.push(*node);
+        }
     }
+    nodes
 }
 
 fn refuse_stand_in(core: &mut Core, asker: &StandIn, refusal: Refusal) {

@@ -10,6 +10,7 @@ use crate::client::{ClientError, ClientReply, ListedKey};
 use crate::core::{Ask, Caller, Core, Step};
 use crate::message::{Cursor, ListEntry, Listed, Refusal, ReplyKind, RequestKind};
 use crate::put::RETRY_OLDER;
+use crate::quorum::{Need, Tally, Verdict};
 use crate::time::{MS, Mono};
 use crate::wire::Blob;
 
@@ -33,8 +34,8 @@ pub(crate) struct List {
     pub(crate) caller: Caller,
     pub(crate) what: What,
     order: Vec<NodeId>,
-    required: usize,
-    asked: usize,
+    need: Need,
+    asked: Vec<NodeId>,
     pages: Vec<(NodeId, Listed)>,
     refused: Vec<NodeId>,
     retry: Vec<NodeId>,
@@ -47,15 +48,15 @@ impl List {
         core: &mut Core,
         (ask, caller): (Ask, Caller),
         what: What,
-        (order, required): (Vec<NodeId>, usize),
+        (order, need): (Vec<NodeId>, Need),
     ) -> Self {
         let mut list = Self {
             ask,
             caller,
             what,
             order,
-            required,
-            asked: 0,
+            need,
+            asked: Vec::new(),
             pages: Vec::new(),
             refused: Vec::new(),
             retry: Vec::new(),
@@ -71,12 +72,11 @@ impl List {
         &mut self,
         core: &mut Core,
         ring: RingVersion,
-        order: Vec<NodeId>,
-        required: usize,
+        (order, need): (Vec<NodeId>, Need),
     ) {
         self.ask.ring = ring;
-        (self.order, self.required) = (order, required);
-        self.asked = 0;
+        (self.order, self.need) = (order, need);
+        self.asked.clear();
         self.refused.clear();
         self.pages.clear();
         self.retry.clear();
@@ -84,19 +84,41 @@ impl List {
     }
 
     fn ask_first(&mut self, core: &mut Core) {
-        for _ in 0..self.required {
-            self.ask_next(core);
-        }
+        self.ask_enough(core);
         self.arm(core);
     }
 
-    fn ask_next(&mut self, core: &mut Core) {
-        let Some(&node) = self.order.get(self.asked) else {
-            return;
-        };
-        self.asked += 1;
+    /// Asks so many owners that their answers would suffice, as far as there are any left.
+    fn ask_enough(&mut self, core: &mut Core) {
+        let mut tally = self.need.tally();
+        for node in self.asked.iter().filter(|n| !self.refused.contains(n)) {
+            tally.ack(*node);
+        }
+        while let Some(node) = self.ask_next(core, &tally) {
+            tally.ack(node);
+        }
+    }
+
+    /// Asks the best owner that was not asked and whose answer would help.
+    fn ask_next(&mut self, core: &mut Core, tally: &Tally) -> Option<NodeId> {
+        let fresh = |node: &&NodeId| !self.asked.contains(node) && tally.helps(**node);
+        let node = *self.order.iter().find(fresh)?;
+        self.asked.push(node);
         self.hedge_at = core.now.mono.plus(HEDGE);
         self.send(core, node);
+        Some(node)
+    }
+
+    /// The owners whose pages are there.
+    fn answered(&self) -> Tally {
+        let mut tally = self.need.tally();
+        for (node, _) in &self.pages {
+            tally.ack(*node);
+        }
+        for node in &self.refused {
+            tally.fail(*node);
+        }
+        tally
     }
 
     fn send(&self, core: &mut Core, node: NodeId) {
@@ -124,30 +146,25 @@ impl List {
             }
             ReplyKind::Refused(_) if !self.refused.contains(&from) => {
                 self.refused.push(from);
-                self.ask_next(core);
+                self.ask_enough(core);
             }
             _ => {}
         }
-        if self.pages.len() >= self.required {
-            let reply = self.merge(core);
-            self.caller
-                .answer(core, &self.ask, self.required as u8, reply);
-            return Step::Done;
+        let tally = self.answered();
+        match tally.verdict() {
+            Verdict::Met => {
+                let reply = self.merge(core);
+                self.caller.answer(core, &self.ask, tally.required(), reply);
+                Step::Done
+            }
+            Verdict::Unreachable => self.fail(core),
+            Verdict::Pending => Step::Wait,
         }
-        if self
-            .order
-            .iter()
-            .filter(|node| !self.refused.contains(node))
-            .count()
-            < self.required
-        {
-            return self.fail(core);
-        }
-        Step::Wait
     }
 
     fn fail(&mut self, core: &mut Core) -> Step {
-        let (required, received) = (self.required as u8, self.pages.len() as u8);
+        let tally = self.answered();
+        let (required, received) = (tally.required(), tally.received());
         let error = ClientError::Quorum {
             required,
             received,
@@ -212,9 +229,8 @@ impl List {
         }
         if now >= self.hedge_at {
             self.hedge_at = now.plus(HEDGE);
-            if self.asked < self.order.len() {
-                self.ask_next(core);
-            } else {
+            let tally = self.answered();
+            if self.ask_next(core, &tally).is_none() {
                 for node in self.order.clone() {
                     self.send(core, node);
                 }

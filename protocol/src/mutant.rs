@@ -8,6 +8,12 @@
 pub enum Mutant {
     /// 1: a replica acks before the commit.
     AckBeforeCommit,
+    /// 3: a moving partition has one quorum of the owners of both rings together.
+    UnionQuorum,
+    /// 4: a moving partition is read from its target owners alone.
+    TargetReadsOnly,
+    /// 12: a replica serves whatever ring version the coordinator is at.
+    ServesAcrossRings,
     /// 16: the clock's bound is used before it is durable.
     BoundNotPersisted,
     /// 17: a retry under a new ring mints a new version.
@@ -33,7 +39,7 @@ pub enum Mutant {
 }
 
 impl Mutant {
-    /// All of them.
+    /// Those that worlds without joint rings can show.
     pub const ALL: [Self; 12] = [
         Self::AckBeforeCommit,
         Self::BoundNotPersisted,

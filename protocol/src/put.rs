@@ -10,7 +10,7 @@ use crate::client::{ClientError, ClientReply};
 use crate::core::{Ask, Caller, Core, Step};
 use crate::message::{RecordKey, Refusal, ReplyKind, RequestKind, WritePurpose};
 use crate::mutant::Mutant;
-use crate::quorum::{Tally, Verdict};
+use crate::quorum::{Need, Tally, Verdict};
 use crate::record::{Parts, Record};
 use crate::shard::PutChoice;
 use crate::time::{MS, Mono};
@@ -46,10 +46,9 @@ pub(crate) struct Put {
 
 /// How a write is to be coordinated.
 pub(crate) struct Plan {
-    pub(crate) owners: Vec<NodeId>,
+    pub(crate) need: Need,
     /// The next nodes on the ring, when they may stand in.
     pub(crate) stand_ins: Vec<NodeId>,
-    pub(crate) required: usize,
 }
 
 impl Put {
@@ -72,7 +71,7 @@ impl Put {
             key,
             record,
             choice,
-            tally: Tally::new(&plan.owners, plan.required),
+            tally: plan.need.tally(),
             stand_ins: Vec::new(),
             hinted: Vec::new(),
             retry: Vec::new(),
@@ -134,7 +133,7 @@ impl Put {
         self.ask.ring = ring;
         self.doubt = true;
         if !core.has(Mutant::AcksKeptAcrossRings) {
-            self.tally = Tally::new(&plan.owners, plan.required);
+            self.tally = plan.need.tally();
         }
         if core.has(Mutant::RetryRemints) {
             self.remint(core);

@@ -3,7 +3,7 @@
 //! Invariant: a node counts once, however often its answer arrives; in a joint config the current and the
 //! target owners are counted separately (Ongaro, "Consensus: Bridging Theory and Practice", section 4.3).
 
-use torc_ring::NodeId;
+use torc_ring::{NodeId, Owners};
 
 /// What the answers so far amount to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,6 +14,76 @@ pub enum Verdict {
     Met,
     /// So many refused that the rest cannot be enough.
     Unreachable,
+}
+
+/// Who is asked about a partition, and how many of them must answer, in each ring.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Need {
+    owners: Vec<NodeId>,
+    required: usize,
+    target: Option<(Vec<NodeId>, usize)>,
+}
+
+impl Need {
+    /// Of so many owners, `required` says how many must answer; asked for each ring's actual number.
+    #[must_use]
+    pub fn new(owners: Owners<'_>, required: impl Fn(usize) -> usize) -> Self {
+        let target = owners
+            .target
+            .map(|target| (target.to_vec(), required(target.len())));
+        Self {
+            owners: owners.current.to_vec(),
+            required: required(owners.current.len()),
+            target,
+        }
+    }
+
+    /// Nothing has been answered yet.
+    #[must_use]
+    pub fn tally(&self) -> Tally {
+        match &self.target {
+            None => Tally::new(&self.owners, self.required),
+            Some((target, required)) => {
+                Tally::joint(&self.owners, self.required, target, *required)
+            }
+        }
+    }
+
+    /// The owners of both rings.
+    #[must_use]
+    pub fn nodes(&self) -> Vec<NodeId> {
+        self.tally().nodes
+    }
+
+    /// Whether the partition has two sets of owners.
+    #[must_use]
+    pub fn is_joint(&self) -> bool {
+        self.target.is_some()
+    }
+
+    /// How many are required and how many there are of `able`, in the ring that lacks most; `None` when
+    /// they suffice.
+    #[must_use]
+    pub fn shortage(&self, able: impl Fn(NodeId) -> bool, extra: usize) -> Option<(u8, u8)> {
+        let mut tally = self.tally();
+        let (fit, unfit): (Vec<NodeId>, Vec<NodeId>) =
+            tally.nodes().iter().partition(|node| able(**node));
+        for node in fit.into_iter().chain(unfit.into_iter().take(extra)) {
+            tally.ack(node);
+        }
+        let lacks = tally.verdict() != Verdict::Met || tally.nodes.is_empty();
+        lacks.then(|| (tally.required().max(1), tally.received()))
+    }
+
+    /// One answer fewer in each ring: what a deliberate bug is content with.
+    pub(crate) fn lessened(mut self) -> Self {
+        let lessen = |required: usize| required - usize::from(required > 1);
+        self.required = lessen(self.required);
+        if let Some((_, required)) = &mut self.target {
+            *required = lessen(*required);
+        }
+        self
+    }
 }
 
 /// Answers of the owners of one partition.
@@ -134,6 +204,18 @@ impl Tally {
             verdict = Verdict::Pending;
         }
         verdict
+    }
+
+    /// Whether an answer of that owner would help: it belongs to a ring that lacks answers.
+    #[must_use]
+    pub fn helps(&self, node: NodeId) -> bool {
+        let Some(bit) = self.bit(node).filter(|bit| self.acked & bit == 0) else {
+            return false;
+        };
+        let lacks = |group: Group| {
+            group.members & bit != 0 && (self.acked & group.members).count_ones() < group.required
+        };
+        lacks(self.current) || self.target.is_some_and(lacks)
     }
 
     /// Answers required, in the ring that lacks more.

@@ -271,7 +271,7 @@ impl Replica {
             return;
         };
         let name = why.name();
-        if from.ring != core.ring_version() {
+        if from.ring != core.ring_version() && !core.has(Mutant::ServesAcrossRings) {
             refuse(core, &from, name, stale(core));
             return;
         }
@@ -494,7 +494,7 @@ fn name_of(kind: &RequestKind) -> &'static str {
 
 /// Whether the request is of this ring version, in time, and about a partition that this node owns.
 fn admit(core: &mut Core, from: &From, kind: &RequestKind) -> Result<(), Refusal> {
-    if from.ring != core.ring_version() {
+    if from.ring != core.ring_version() && !core.has(Mutant::ServesAcrossRings) {
         return Err(stale(core));
     }
     if !core.serving {
@@ -517,15 +517,7 @@ fn admit(core: &mut Core, from: &From, kind: &RequestKind) -> Result<(), Refusal
         } => (*bucket, *partition),
         RequestKind::StandIn { .. } => return Ok(()),
     };
-    let owned = view.config.bucket_by_id(bucket).is_some_and(|bucket| {
-        view.ring
-            .owners(bucket.n, partition)
-            .contains(&core.settings.node)
-            || view
-                .ring
-                .target_owners(bucket.n, partition)
-                .is_some_and(|o| o.contains(&core.settings.node))
-    });
+    let owned = view.keeps(core.settings.node, bucket, partition);
     if !owned {
         return Err(Refusal::NotOwner);
     }

@@ -266,11 +266,9 @@ impl Shard {
                 }
             }
             Some(Op::List(list)) => {
-                let owners = self.core.owners(&bucket, list.what.partition);
-                let required = bucket.r.required(owners.len());
-                let order = self.best_first(owners);
+                let plan = self.list_plan(&bucket, list.what.partition);
                 if let Some(Op::List(list)) = self.ops.get_mut(&id) {
-                    list.restart(&mut self.core, ring, order, required);
+                    list.restart(&mut self.core, ring, plan);
                 }
             }
             Some(Op::Watch(_)) => self.register_watch(id),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use torc_ring::placement::Ring;
-use torc_ring::{Config, NodeId, PartitionId, ReadRepair};
+use torc_ring::{BucketId, Config, NodeId, PartitionId, ReadRepair};
 
 use crate::client::{ClientReply, ClientRequest, RequestId};
 use crate::message::{PeerMessage, WritePurpose};
@@ -25,6 +25,22 @@ impl View {
     pub fn new(config: Config) -> Arc<Self> {
         let ring = Ring::compute(&config);
         Arc::new(Self { config, ring })
+    }
+
+    /// Whether that node owns the partition of the bucket in either ring: what others may ask it for, and
+    /// what it may keep on disk.
+    #[must_use]
+    pub fn keeps(&self, node: NodeId, bucket: BucketId, partition: PartitionId) -> bool {
+        let bucket = self.config.bucket_by_id(bucket);
+        bucket.is_some_and(|bucket| self.ring.owners_of(bucket, partition).contains(node))
+    }
+
+    /// Whether that node may stand in for others: not when it is about to leave, because what it holds for
+    /// them would have to be delivered first.
+    #[must_use]
+    pub fn may_stand_in(&self, node: NodeId) -> bool {
+        let target = self.config.target.as_ref();
+        target.is_none_or(|target| target.iter().any(|member| member.id == node))
     }
 }
 

@@ -7,6 +7,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::change::LastChange;
 use crate::token::PARTITION_BITS_MAX;
 
 /// Identity of a node: drawn at random when its data directory is made, and never used again.
@@ -266,6 +267,12 @@ pub struct Config {
     pub current: Vec<Member>,
     /// Members of the ring that is being moved to, while a change is in its joint phase; ordered by id.
     pub target: Option<Vec<Member>>,
+    /// Buckets that will have another n in the target ring, with that n; ordered by id.
+    pub target_n: Vec<(BucketId, u8)>,
+    /// Current members that are dead and not in the target: nobody waits for them. Ordered.
+    pub abandoned: Vec<NodeId>,
+    /// How the last change of the ring ended.
+    pub last_change: Option<LastChange>,
     /// Buckets, ordered by name.
     pub buckets: Vec<Bucket>,
     /// Id of the next bucket to be made.
@@ -302,6 +309,8 @@ pub enum ConfigError {
     BadQuorum { given: String },
     #[error("partition_bits = {bits} is outside 0..={PARTITION_BITS_MAX}")]
     BadPartitionBits { bits: u8 },
+    #[error("the configuration says what a change of the ring does, but is in no joint phase")]
+    NotJoint,
     #[error("the ring version {ring} is above the config version {version}")]
     RingAheadOfConfig { ring: u64, version: u64 },
 }
@@ -325,6 +334,9 @@ impl Config {
             partition_bits,
             current: vec![member],
             target: None,
+            target_n: Vec::new(),
+            abandoned: Vec::new(),
+            last_change: None,
             buckets: vec![Bucket::new(BucketId(1), DEFAULT_BUCKET)],
             next_bucket: BucketId(2),
         }
@@ -369,7 +381,8 @@ impl Config {
     }
 
     /// The next version of this configuration with `current` as its members (put in order here), which
-    /// raises the ring version too.
+    /// raises the ring version too. For tests and tables: a cluster changes its members by way of a joint
+    /// configuration ([`crate::change`]).
     #[must_use]
     pub fn with_members(&self, mut current: Vec<Member>) -> Self {
         current.sort_by_key(|m| m.id);
@@ -379,6 +392,8 @@ impl Config {
             ring_version: RingVersion(version.0),
             current,
             target: None,
+            target_n: Vec::new(),
+            abandoned: Vec::new(),
             ..self.clone()
         }
     }
@@ -403,6 +418,7 @@ impl Config {
         if let Some(target) = &self.target {
             validate_members(target)?;
         }
+        self.validate_joint()?;
         if self.buckets.len() > BUCKETS_MAX {
             return Err(ConfigError::TooManyBuckets {
                 count: self.buckets.len(),
@@ -416,6 +432,25 @@ impl Config {
             }
         }
         self.buckets.iter().try_for_each(validate_bucket)
+    }
+
+    /// What is only there while a change is in its joint phase.
+    fn validate_joint(&self) -> Result<(), ConfigError> {
+        let outside = self.target.is_none();
+        if outside && !(self.target_n.is_empty() && self.abandoned.is_empty()) {
+            return Err(ConfigError::NotJoint);
+        }
+        let in_order = self.target_n.windows(2).all(|pair| pair[0].0 < pair[1].0)
+            && self.abandoned.windows(2).all(|pair| pair[0] < pair[1]);
+        if !in_order {
+            return Err(ConfigError::NotJoint);
+        }
+        for &(_, n) in &self.target_n {
+            if n == 0 || n > REPLICAS_MAX {
+                return Err(ConfigError::BadReplicas { n });
+            }
+        }
+        Ok(())
     }
 }
 

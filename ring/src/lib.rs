@@ -2,6 +2,7 @@
 //! cluster configuration, and what a change of it would move. No I/O, no clocks, no randomness.
 
 mod assign;
+pub mod change;
 pub mod config;
 mod fair;
 pub mod placement;
@@ -9,10 +10,11 @@ pub mod plan;
 pub mod token;
 mod walk;
 
+pub use change::{ChangeEnd, LastChange, RingChange, StageError};
 pub use config::{
     Bucket, BucketId, ClusterId, Config, ConfigError, ConfigVersion, ConflictMode, Member, NodeId,
     Quorum, ReadRepair, RingVersion, Secret,
 };
-pub use placement::{NodeLoad, Ring};
+pub use placement::{NodeLoad, Owners, Ring};
 pub use plan::Plan;
 pub use token::{PartitionId, Token};

@@ -11,7 +11,7 @@
 use std::collections::BTreeMap;
 
 use crate::assign::{Assignment, assign};
-use crate::config::{BucketId, Config, Member, NodeId, REPLICAS_MAX};
+use crate::config::{Bucket, BucketId, Config, Member, NodeId, REPLICAS_MAX};
 use crate::fair::{Fair, ONE};
 use crate::token::{PartitionId, Token};
 
@@ -22,6 +22,26 @@ pub struct Ring {
     partition_bits: u8,
     current: Tables,
     target: Option<Tables>,
+    /// Of the buckets that will have another n.
+    target_n: BTreeMap<BucketId, u8>,
+}
+
+/// The owners of one partition of one bucket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owners<'a> {
+    /// In the current ring, in order of preference.
+    pub current: &'a [NodeId],
+    /// In the target ring, in order of preference; only while the partition moves, which is when a change
+    /// is in its joint phase and these are other nodes than the current ones.
+    pub target: Option<&'a [NodeId]>,
+}
+
+impl Owners<'_> {
+    /// Whether `node` owns the partition in either ring.
+    #[must_use]
+    pub fn contains(&self, node: NodeId) -> bool {
+        self.current.contains(&node) || self.target.is_some_and(|target| target.contains(&node))
+    }
 }
 
 /// What one node holds in one table.
@@ -52,13 +72,34 @@ impl Ring {
     #[must_use]
     pub fn compute(config: &Config) -> Self {
         let counts: Vec<u8> = config.buckets.iter().map(|bucket| bucket.n).collect();
-        let tables = |members: &[Member]| Tables::compute(members, &counts, config.partition_bits);
+        let target_counts: Vec<u8> = config
+            .buckets
+            .iter()
+            .flat_map(|bucket| [bucket.n, config.target_replicas(bucket)])
+            .collect();
+        let bits = config.partition_bits;
+        let target = |members: &[Member]| Tables::compute(members, &target_counts, bits);
         Self {
             seed: config.seed,
-            partition_bits: config.partition_bits,
-            current: tables(&config.current),
-            target: config.target.as_deref().map(tables),
+            partition_bits: bits,
+            current: Tables::compute(&config.current, &counts, bits),
+            target: config.target.as_deref().map(target),
+            target_n: config.target_n.iter().copied().collect(),
         }
+    }
+
+    /// Who owns that partition of that bucket, in both rings. Empty where [`Ring::owners`] is.
+    #[must_use]
+    pub fn owners_of(&self, bucket: &Bucket, partition: PartitionId) -> Owners<'_> {
+        let current = self.current.owners(bucket.n, partition);
+        let target = self.target.as_ref().and_then(|tables| {
+            let n = self.target_n.get(&bucket.id).copied().unwrap_or(bucket.n);
+            let target = tables.owners(n, partition);
+            let same =
+                target.len() == current.len() && target.iter().all(|node| current.contains(node));
+            (!same).then_some(target)
+        });
+        Owners { current, target }
     }
 
     /// Token of `key` in `bucket`, with the cluster's seed.

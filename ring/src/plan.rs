@@ -108,7 +108,7 @@ impl Plan {
         let mut layouts: BTreeMap<(u8, u8), Vec<String>> = BTreeMap::new();
         for bucket in &config.buckets {
             layouts
-                .entry((bucket.n, bucket.n))
+                .entry((bucket.n, config.target_replicas(bucket)))
                 .or_default()
                 .push(bucket.name.clone());
         }

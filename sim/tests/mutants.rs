@@ -19,7 +19,9 @@ fn broken(mutant: Mutant) -> &'static [Invariant] {
         }
         Mutant::DuplicateAckCounts => &[I::Durable, I::OneRing],
         Mutant::HintDroppedSilently => &[I::Converge],
-        Mutant::AcksKeptAcrossRings => &[I::OneRing],
+        Mutant::AcksKeptAcrossRings | Mutant::ServesAcrossRings => &[I::OneRing],
+        Mutant::UnionQuorum => &[I::Durable],
+        Mutant::TargetReadsOnly => &[I::Order],
         Mutant::DoubtForgotten => &[I::Genuine],
         Mutant::SupersededUntold => &[I::Order],
         Mutant::ReadQuorumShort => &[I::Order, I::Durable],

@@ -104,11 +104,12 @@ impl Shard {
         let allowed = core.view.as_ref().is_some_and(|view| {
             view.config.bucket_by_id(key.bucket).is_some_and(|bucket| {
                 let partition = core.partition(key);
-                view.ring.owners(bucket.n, partition).contains(target)
-                    && view
-                        .ring
-                        .stand_ins(bucket.n, partition)
-                        .contains(&core.settings.node)
+                let owners = view.ring.owners_of(bucket, partition);
+                let stand_ins = view.ring.stand_ins(bucket.n, partition);
+                owners.target.is_none()
+                    && owners.current.contains(target)
+                    && stand_ins.contains(&core.settings.node)
+                    && view.may_stand_in(core.settings.node)
             })
         });
         if !allowed {

@@ -1,7 +1,7 @@
 //! A client's request begins: can it be served, whom does it concern, under which version.
 
 use bytes::Bytes;
-use torc_ring::{Bucket, BucketId, ConflictMode, NodeId, Quorum, Token};
+use torc_ring::{Bucket, BucketId, ConflictMode, NodeId, PartitionId, Quorum, Token};
 
 use crate::client::{ClientError, ClientOp, ClientReply, ClientRequest, RequestId, Value};
 use crate::core::{Ask, Caller, Step};
@@ -9,6 +9,7 @@ use crate::get::{self, For, Get};
 use crate::list::{List, What};
 use crate::message::{OpId, RecordKey};
 use crate::put::{self, Put};
+use crate::quorum::Need;
 use crate::record::{Parts, Record};
 use crate::replicate::{self};
 use crate::shard_io::Event;
@@ -242,12 +243,7 @@ impl Shard {
         choice: PutChoice,
     ) -> Result<(), (Caller, ClientError)> {
         let plan = self.put_plan(bucket, &key, choice);
-        let alive = self.alive(&plan.owners) + plan.stand_ins.len();
-        if plan.owners.is_empty() || alive < plan.required {
-            let error = ClientError::Unavailable {
-                required: plan.required.max(1) as u8,
-                alive: alive as u8,
-            };
+        if let Some(error) = self.unavailable(&plan.need, plan.stand_ins.len()) {
             return Err((caller, error));
         }
         let op = ask.op;
@@ -264,32 +260,39 @@ impl Shard {
         choice: PutChoice,
     ) -> put::Plan {
         let partition = self.core.partition(key);
-        let owners = self.core.owners(bucket, partition);
-        let required = choice.w.unwrap_or(bucket.w).required(owners.len());
+        let w = choice.w.unwrap_or(bucket.w);
+        let need = self.core.need(bucket, partition, |n| w.required(n));
         let mut stand_ins = Vec::new();
+        // Nobody stands in for the owners of a partition that moves: what a stand-in holds is not where
+        // those that cover the partition look for it.
         if choice.sloppy.unwrap_or(bucket.sloppy)
+            && !need.is_joint()
             && let Some(view) = self.core.view.as_ref()
         {
             let next = view.ring.stand_ins(bucket.n, partition);
+            let owners = need.nodes();
             let dead_owners = owners.len() - self.alive(&owners);
             let alive = next
                 .iter()
                 .copied()
-                .filter(|node| !self.core.dead.contains(node));
+                .filter(|&node| !self.core.dead.contains(&node) && view.may_stand_in(node));
             stand_ins = alive.take(dead_owners).collect();
         }
-        put::Plan {
-            owners,
-            stand_ins,
-            required,
-        }
+        put::Plan { need, stand_ins }
     }
 
-    pub(super) fn alive(&self, owners: &[NodeId]) -> usize {
+    fn alive(&self, owners: &[NodeId]) -> usize {
         owners
             .iter()
             .filter(|node| !self.core.dead.contains(node))
             .count()
+    }
+
+    /// Why it is not worth trying, if too few are alive, in either ring, together with `extra` that stand in.
+    fn unavailable(&self, need: &Need, extra: usize) -> Option<ClientError> {
+        let able = |node| !self.core.dead.contains(&node);
+        let (required, alive) = need.shortage(able, extra)?;
+        Some(ClientError::Unavailable { required, alive })
     }
 
     pub(super) fn start_get(
@@ -300,12 +303,7 @@ impl Shard {
         (bucket, r): (&Bucket, Option<Quorum>),
     ) -> Result<(), (Caller, ClientError)> {
         let plan = self.get_plan(bucket, &key, r);
-        let alive = self.alive(&plan.order);
-        if plan.order.is_empty() || alive < plan.required {
-            let error = ClientError::Unavailable {
-                required: plan.required.max(1) as u8,
-                alive: alive as u8,
-            };
+        if let Some(error) = self.unavailable(&plan.need, 0) {
             return Err((caller, error));
         }
         let op = ask.op;
@@ -321,16 +319,18 @@ impl Shard {
         key: &RecordKey,
         r: Option<Quorum>,
     ) -> get::Plan {
-        let owners = self.core.owners(bucket, self.core.partition(key));
-        let n = owners.len();
-        let required = r.unwrap_or(bucket.r).required(n);
-        let w = bucket.w.required(n);
-        let repair_required = w.max((n + 1).saturating_sub(required)).min(n);
+        let partition = self.core.partition(key);
+        let (r, w) = (r.unwrap_or(bucket.r), bucket.w);
+        let need = self.core.need_to_read(bucket, partition, |n| r.required(n));
+        let repair_need = self.core.need_to_read(bucket, partition, |n| {
+            let rest = (n + 1).saturating_sub(r.required(n));
+            w.required(n).max(rest).min(n)
+        });
         get::Plan {
-            order: self.best_first(owners),
-            required,
+            order: self.best_first(need.nodes()),
+            need,
             repair: bucket.read_repair,
-            repair_required,
+            repair_need,
         }
     }
 
@@ -360,22 +360,21 @@ impl Shard {
         what: What,
         bucket: &Bucket,
     ) -> Result<(), (Caller, ClientError)> {
-        let owners = self.core.owners(bucket, what.partition);
-        let required = bucket.r.required(owners.len());
-        let alive = self.alive(&owners);
-        if owners.is_empty() || alive < required {
-            let error = ClientError::Unavailable {
-                required: required.max(1) as u8,
-                alive: alive as u8,
-            };
+        let (order, need) = self.list_plan(bucket, what.partition);
+        if let Some(error) = self.unavailable(&need, 0) {
             return Err((ids.1, error));
         }
         let op = ids.0.op;
         self.open += 1;
-        let order = self.best_first(owners);
-        let list = List::start(&mut self.core, ids, what, (order, required));
+        let list = List::start(&mut self.core, ids, what, (order, need));
         self.ops.insert(op, Op::List(Box::new(list)));
         Ok(())
+    }
+
+    pub(super) fn list_plan(&self, bucket: &Bucket, partition: PartitionId) -> (Vec<NodeId>, Need) {
+        let required = |n| bucket.r.required(n);
+        let need = self.core.need_to_read(bucket, partition, required);
+        (self.best_first(need.nodes()), need)
     }
 
     pub(super) fn start_watch(
@@ -402,7 +401,8 @@ impl Shard {
             .as_ref()
             .and_then(|view| view.config.bucket_by_id(watch.key.bucket));
         let owners = bucket.map_or_else(Vec::new, |b| {
-            self.core.owners(b, self.core.partition(&watch.key))
+            let partition = self.core.partition(&watch.key);
+            self.core.need_to_read(b, partition, |n| n).nodes()
         });
         if watch.register(&mut self.core, &owners) == Wish::Read {
             self.read_for_watch(op);

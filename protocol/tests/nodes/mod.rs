@@ -2,6 +2,7 @@
 
 #![allow(
     clippy::unwrap_used,
+    dead_code, // each test file uses its part
     clippy::expect_used,
     missing_docs,
     unreachable_pub
@@ -34,6 +35,8 @@ pub const A: NodeId = NodeId(1);
 pub const B: NodeId = NodeId(2);
 pub const C: NodeId = NodeId(3);
 pub const D: NodeId = NodeId(4);
+pub const E: NodeId = NodeId(5);
+pub const F: NodeId = NodeId(6);
 
 type Tune = fn(NodeId, &mut ShardSettings);
 
@@ -84,14 +87,6 @@ impl Cluster {
     }
 
     fn build(count: u64, bits: u8, tune: Tune) -> Self {
-        let member = |id: u64| Member {
-            id: NodeId(id),
-            name: format!("n{id}"),
-            zone: format!("z{id}"),
-            weight: 100,
-            peer: format!("h:{id}"),
-            http: format!("h:{}", 100 + id),
-        };
         let mut config = Config::bootstrap(ClusterId(1), (7, Secret([0; 32])), bits, member(1));
         config.current = (1..=count).map(member).collect();
         config.validate().expect("valid");
@@ -204,6 +199,40 @@ impl Cluster {
         let view = View::new(config);
         self.node(id).view = view.clone();
         self.input(id, Input::Config(view));
+    }
+
+    /// Nodes that a test's rings are made of; all of them are members at first.
+    pub fn ring_of(count: u64, current: &[NodeId]) -> Self {
+        let mut cluster = Self::new(count);
+        cluster.rings(current, None);
+        cluster
+    }
+
+    /// Everybody applies the next ring version, with these members and with this target.
+    pub fn rings(&mut self, current: &[NodeId], target: Option<&[NodeId]>) {
+        let view = self.next_rings(current, target);
+        for id in self.nodes.iter().map(|node| node.id).collect::<Vec<_>>() {
+            self.node(id).view = view.clone();
+            self.input(id, Input::Config(view.clone()));
+        }
+        self.settle();
+    }
+
+    pub fn next_rings(&self, current: &[NodeId], target: Option<&[NodeId]>) -> Arc<View> {
+        let newest = self.nodes.iter().map(|node| &node.view.config);
+        let newest = newest.max_by_key(|config| config.version).expect("nodes");
+        let members =
+            |ids: &[NodeId]| -> Vec<Member> { ids.iter().map(|id| member(id.0)).collect() };
+        let mut config = newest.reissued();
+        config.current = members(current);
+        config.target = target.map(members);
+        config.validate().expect("valid");
+        View::new(config)
+    }
+
+    pub fn apply_view(&mut self, id: NodeId, view: &Arc<View>) {
+        self.node(id).view = view.clone();
+        self.input(id, Input::Config(view.clone()));
     }
 
     pub fn restart(&mut self, id: NodeId) {
@@ -683,6 +712,17 @@ impl Node {
                 Found::Hints(found.map(|(at, hint)| (*at, hint.clone())).collect())
             }
         }
+    }
+}
+
+fn member(id: u64) -> Member {
+    Member {
+        id: NodeId(id),
+        name: format!("n{id}"),
+        zone: format!("z{id}"),
+        weight: 100,
+        peer: format!("h:{id}"),
+        http: format!("h:{}", 100 + id),
     }
 }
 

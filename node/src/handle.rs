@@ -273,7 +273,11 @@ impl Handle {
         let view = self.0.view.read();
         let config = &view.as_ref()?.config;
         Some(match &request.op {
-            ClientOp::Put { key, .. } | ClientOp::Get { key, .. } | ClientOp::Watch { key, .. } => {
+            ClientOp::Put { key, .. }
+            | ClientOp::Prepare { key, .. }
+            | ClientOp::Store { key, .. }
+            | ClientOp::Get { key, .. }
+            | ClientOp::Watch { key, .. } => {
                 Token::of(config.seed, request.bucket, key).partition(config.partition_bits)
             }
             ClientOp::List { partition, .. } => *partition,

@@ -167,7 +167,7 @@ impl Default for Metrics {
             http: HttpCounts::default(),
             http_seconds: times(),
             connections: Default::default(),
-            coordinated: Tally::new(&["put", "delete", "get", "watch", "list"]),
+            coordinated: Tally::new(&["put", "delete", "prepare", "store", "get", "watch", "list"]),
             coordinator_seconds: std::array::from_fn(|_| times()),
             replica: Tally::new(&[
                 "write", "hint", "repair", "read", "digest", "list", "watch", "stand_in",

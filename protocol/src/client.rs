@@ -4,7 +4,7 @@ use bytes::Bytes;
 use torc_ring::{BucketId, PartitionId, Quorum};
 
 use crate::message::Cursor;
-use crate::record::Record;
+use crate::record::{Parts, Record};
 use crate::time::Mono;
 use crate::version::{Digest, Version};
 
@@ -42,6 +42,26 @@ pub enum ClientOp {
         fsync: bool,
         /// What the author had read, if a context was sent: the write orders after it.
         context: Option<Version>,
+    },
+    /// Mint a version for a write that will be stored later by [`ClientOp::Store`], here or at any other
+    /// node: answered by [`ClientReply::Prepared`]. Nothing is stored, nobody else is asked.
+    Prepare {
+        /// 1..=1024 bytes.
+        key: Bytes,
+        /// The value; `None` to delete.
+        value: Option<Value>,
+        /// What the author had read, if a context was sent: the write orders after it.
+        context: Option<Version>,
+    },
+    /// Store what [`ClientOp::Prepare`] made. Storing it again changes nothing, however often and whatever
+    /// was written since: the version is part of the record.
+    Store {
+        /// 1..=1024 bytes.
+        key: Bytes,
+        /// A value or a tombstone.
+        record: Record,
+        /// Replicas to wait for; the bucket's default otherwise.
+        w: Option<Quorum>,
     },
     /// Read a key.
     Get {
@@ -84,6 +104,25 @@ pub struct Value {
     pub ttl_ms: Option<u64>,
 }
 
+/// The record that a write under that version makes: a value, or a tombstone where there is none. A value
+/// that names no time to live has the bucket's.
+#[must_use]
+pub fn record_of(version: Version, value: Option<&Value>, bucket_ttl_ms: Option<u64>) -> Record {
+    let Some(value) = value else {
+        return Record::tombstone(version);
+    };
+    let expiry = value.ttl_ms.or(bucket_ttl_ms).map(|ttl| {
+        let micros = ttl.saturating_mul(1_000);
+        version.hlc.micros().saturating_add(micros).max(1)
+    });
+    Record::value(Parts {
+        version,
+        expiry,
+        content_type: &value.content_type,
+        value: &value.bytes,
+    })
+}
+
 /// What a client is answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ClientReply {
@@ -93,6 +132,11 @@ pub enum ClientReply {
         digest: Digest,
         /// A newer version was there already: this write is not what a reader sees.
         superseded: bool,
+    },
+    /// The write under its version, to be stored later.
+    Prepared {
+        /// A value or a tombstone.
+        record: Record,
     },
     /// The state of the key as merged from the replicas asked; `None` when nothing was ever stored.
     Found {

@@ -388,7 +388,7 @@ pub(crate) struct Caller {
     /// Taken when the answer is given.
     pub(crate) request: Option<RequestId>,
     pub(crate) started: Mono,
-    /// `put`, `delete`, `get`, `watch`, `list`.
+    /// `put`, `delete`, `prepare`, `store`, `get`, `watch`, `list`.
     pub(crate) op: &'static str,
 }
 
@@ -423,6 +423,9 @@ fn outcome_of(reply: &ClientReply) -> &'static str {
             E::Overloaded => "overloaded",
             E::NotReady => "not_ready",
         },
-        ClientReply::Stored { .. } | ClientReply::Found { .. } | ClientReply::Listed { .. } => "ok",
+        ClientReply::Stored { .. }
+        | ClientReply::Prepared { .. }
+        | ClientReply::Found { .. }
+        | ClientReply::Listed { .. } => "ok",
     }
 }

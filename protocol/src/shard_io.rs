@@ -100,7 +100,7 @@ pub enum Output {
 pub enum Event {
     /// A coordinated operation ended. Pairs with each [`Input::Client`].
     Coordinated {
-        /// `put`, `delete`, `get`, `watch`, `list`.
+        /// `put`, `delete`, `prepare`, `store`, `get`, `watch`, `list`.
         op: &'static str,
         /// Replicas waited for.
         required: u8,

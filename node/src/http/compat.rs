@@ -131,7 +131,9 @@ async fn find(call: &Call<'_>, key: Bytes) -> Result<Record, Refused> {
         ClientReply::Failed(error) => {
             Err(Problem::client(error, Access::Read, call.handle().ready()))
         }
-        ClientReply::Stored { .. } | ClientReply::Listed { .. } => Err(Problem::internal()),
+        ClientReply::Stored { .. } | ClientReply::Prepared { .. } | ClientReply::Listed { .. } => {
+            Err(Problem::internal())
+        }
     }
 }
 
@@ -150,6 +152,8 @@ async fn write(call: &Call<'_>, key: Bytes, value: Option<Value>) -> Result<(), 
         ClientReply::Failed(error) => {
             Err(Problem::client(error, Access::Write, call.handle().ready()))
         }
-        ClientReply::Found { .. } | ClientReply::Listed { .. } => Err(Problem::internal()),
+        ClientReply::Found { .. } | ClientReply::Prepared { .. } | ClientReply::Listed { .. } => {
+            Err(Problem::internal())
+        }
     }
 }

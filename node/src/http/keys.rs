@@ -152,7 +152,9 @@ async fn read(
         ClientReply::Failed(error) => {
             Err(Problem::client(error, Access::Read, call.handle().ready()))
         }
-        ClientReply::Stored { .. } | ClientReply::Listed { .. } => Err(Problem::internal()),
+        ClientReply::Stored { .. } | ClientReply::Prepared { .. } | ClientReply::Listed { .. } => {
+            Err(Problem::internal())
+        }
     }
 }
 
@@ -346,7 +348,9 @@ async fn store(
         ClientReply::Failed(error) => {
             Err(Problem::client(error, Access::Write, call.handle().ready()))
         }
-        ClientReply::Found { .. } | ClientReply::Listed { .. } => Err(Problem::internal()),
+        ClientReply::Found { .. } | ClientReply::Prepared { .. } | ClientReply::Listed { .. } => {
+            Err(Problem::internal())
+        }
     }
 }
 

@@ -341,7 +341,9 @@ async fn ask(
         ClientReply::Failed(error) => {
             Err(Problem::client(error, Access::Read, source.handle.ready()))
         }
-        ClientReply::Found { .. } | ClientReply::Stored { .. } => Err(Problem::internal()),
+        ClientReply::Found { .. } | ClientReply::Prepared { .. } | ClientReply::Stored { .. } => {
+            Err(Problem::internal())
+        }
     }
 }
 

@@ -3,14 +3,16 @@
 use bytes::Bytes;
 use torc_ring::{Bucket, BucketId, ConflictMode, NodeId, PartitionId, Quorum, Token};
 
-use crate::client::{ClientError, ClientOp, ClientReply, ClientRequest, RequestId, Value};
+use crate::client::{
+    ClientError, ClientOp, ClientReply, ClientRequest, RequestId, Value, record_of,
+};
 use crate::core::{Ask, Caller, Step};
 use crate::get::{self, For, Get};
 use crate::list::{List, What};
 use crate::message::{OpId, RecordKey};
 use crate::put::{self, Put};
 use crate::quorum::Need;
-use crate::record::{Parts, Record};
+use crate::record::{Kind, Record};
 use crate::replicate::{self};
 use crate::shard_io::Event;
 use crate::time::Mono;
@@ -59,9 +61,9 @@ impl Shard {
             return Err(Refused::With(ClientError::Mode));
         }
         let quorum = match &request.op {
-            ClientOp::Put { w, .. } => *w,
+            ClientOp::Put { w, .. } | ClientOp::Store { w, .. } => *w,
             ClientOp::Get { r, .. } | ClientOp::Watch { r, .. } => *r,
-            ClientOp::List { .. } => None,
+            ClientOp::List { .. } | ClientOp::Prepare { .. } => None,
         };
         if let Some(Quorum::Count(given)) = quorum
             && given > bucket.n
@@ -71,13 +73,20 @@ impl Shard {
                 n: bucket.n,
             }));
         }
-        if let ClientOp::Put { .. } = &request.op {
-            if !core.clock_is_fit() {
-                return Err(Refused::With(ClientError::ClockDrift));
+        let (mints, stores) = match &request.op {
+            ClientOp::Put { .. } => (true, true),
+            ClientOp::Prepare { .. } => (true, false),
+            ClientOp::Store { record, .. } if record.kind() == Kind::Siblings => {
+                return Err(Refused::With(ClientError::Mode));
             }
-            if core.is_frozen() {
-                return Err(Refused::Park);
-            }
+            ClientOp::Store { .. } => (false, true),
+            ClientOp::Get { .. } | ClientOp::Watch { .. } | ClientOp::List { .. } => (false, false),
+        };
+        if mints && !core.clock_is_fit() {
+            return Err(Refused::With(ClientError::ClockDrift));
+        }
+        if stores && core.is_frozen() {
+            return Err(Refused::Park);
         }
         Ok(bucket.clone())
     }
@@ -136,7 +145,7 @@ impl Shard {
                 context,
             } => {
                 let key = self.record_key(request.bucket, key);
-                match self.mint(bucket, value, context) {
+                match self.mint(bucket, value.as_ref(), context) {
                     Ok(record) => {
                         let choice = PutChoice { w, sloppy, fsync };
                         self.start_put((ask, caller), (key, record), bucket, choice)
@@ -149,6 +158,34 @@ impl Shard {
                     }
                     Err(MintRefused::With(error)) => Err((caller, error)),
                 }
+            }
+            ClientOp::Prepare { value, context, .. } => {
+                match self.mint(bucket, value.as_ref(), context) {
+                    Ok(record) => {
+                        let mut caller = caller;
+                        caller.answer(&mut self.core, &ask, 0, ClientReply::Prepared { record });
+                        Ok(())
+                    }
+                    Err(MintRefused::Park) => {
+                        let started = caller.started;
+                        self.park(id, request, started);
+                        self.core.renew_bound();
+                        return;
+                    }
+                    Err(MintRefused::With(error)) => Err((caller, error)),
+                }
+            }
+            ClientOp::Store { key, record, w } => {
+                let key = self.record_key(request.bucket, key);
+                // What is written here next orders after it, as after a peer's message.
+                let wall = self.core.now.wall;
+                self.core.clock.observe(record.version().hlc, wall);
+                let choice = PutChoice {
+                    w,
+                    sloppy: None,
+                    fsync: false,
+                };
+                self.start_put((ask, caller), (key, record), bucket, choice)
             }
             ClientOp::Get { key, r } => {
                 let key = self.record_key(request.bucket, key);
@@ -202,7 +239,7 @@ impl Shard {
     fn mint(
         &mut self,
         bucket: &Bucket,
-        value: Option<Value>,
+        value: Option<&Value>,
         context: Option<Version>,
     ) -> Result<Record, MintRefused> {
         let wall = self.core.now.wall;
@@ -218,21 +255,7 @@ impl Shard {
             hlc,
             node: self.core.node(),
         };
-        let Some(value) = value else {
-            return Ok(Record::tombstone(version));
-        };
-        let expiry = value.ttl_ms.or(bucket.ttl_ms).map(|ttl| {
-            hlc.micros()
-                .saturating_add(ttl.saturating_mul(1_000))
-                .max(1)
-        });
-        let content_type = &value.content_type;
-        Ok(Record::value(Parts {
-            version,
-            expiry,
-            content_type,
-            value: &value.bytes,
-        }))
+        Ok(record_of(version, value, bucket.ttl_ms))
     }
 
     pub(super) fn start_put(
@@ -482,6 +505,8 @@ fn name_of(op: &ClientOp) -> &'static str {
     match op {
         ClientOp::Put { value: Some(_), .. } => "put",
         ClientOp::Put { value: None, .. } => "delete",
+        ClientOp::Prepare { .. } => "prepare",
+        ClientOp::Store { .. } => "store",
         ClientOp::Get { .. } => "get",
         ClientOp::Watch { .. } => "watch",
         ClientOp::List { .. } => "list",

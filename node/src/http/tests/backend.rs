@@ -6,10 +6,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc};
-use torc_protocol::client::{ClientError, ClientOp, ClientReply, ClientRequest, ListedKey};
+use torc_protocol::client::{
+    ClientError, ClientOp, ClientReply, ClientRequest, ListedKey, record_of,
+};
 use torc_protocol::hlc::Hlc;
 use torc_protocol::message::Cursor;
-use torc_protocol::record::{Kind, Parts, Record};
+use torc_protocol::record::{Kind, Record};
 use torc_protocol::shard_io::View;
 use torc_protocol::version::Version;
 use torc_protocol::wire::Blob;
@@ -105,7 +107,10 @@ async fn run(mut submissions: mpsc::Receiver<Submission>, shared: Arc<Shared>, h
         shared.requests.lock().push(request.clone());
         let (shared, handle) = (Arc::clone(&shared), handle.clone());
         let held = match &request.op {
-            ClientOp::Put { key, .. } | ClientOp::Get { key, .. } => key.starts_with(HELD),
+            ClientOp::Put { key, .. }
+            | ClientOp::Prepare { key, .. }
+            | ClientOp::Store { key, .. }
+            | ClientOp::Get { key, .. } => key.starts_with(HELD),
             ClientOp::Watch { .. } => true,
             ClientOp::List { .. } => false,
         };
@@ -166,19 +171,7 @@ fn answer(shared: &Shared, handle: &Handle, op: ClientOp, bucket: BucketId) -> C
         ClientOp::Put { key, value, .. } => {
             let at = (bucket, Token::of(SEED, bucket, &key), key);
             let previous = records.get(&at).map_or(0, |record| record.version().hlc.0);
-            let version = Version {
-                hlc: Hlc(Hlc::from_micros(now_micros).0.max(previous + 1)),
-                node: NODE,
-            };
-            let record = match &value {
-                None => Record::tombstone(version),
-                Some(value) => Record::value(Parts {
-                    version,
-                    expiry: value.ttl_ms.map(|ms| now_micros + ms * 1_000),
-                    content_type: &value.content_type,
-                    value: &value.bytes,
-                }),
-            };
+            let record = record_of(mint(now_micros, previous), value.as_ref(), None);
             let digest = record.digest();
             records.insert(at, record);
             shared.changed.notify_waiters();
@@ -186,6 +179,20 @@ fn answer(shared: &Shared, handle: &Handle, op: ClientOp, bucket: BucketId) -> C
                 digest,
                 superseded: *shared.superseded.lock(),
             }
+        }
+        ClientOp::Prepare { value, .. } => ClientReply::Prepared {
+            record: record_of(mint(now_micros, 0), value.as_ref(), None),
+        },
+        ClientOp::Store { key, record, .. } => {
+            let at = (bucket, Token::of(SEED, bucket, &key), key);
+            let digest = record.digest();
+            let newest = records.get(&at).map(Record::digest);
+            let superseded = newest > Some(digest);
+            if !superseded {
+                records.insert(at, record);
+                shared.changed.notify_waiters();
+            }
+            ClientReply::Stored { digest, superseded }
         }
         ClientOp::Get { key, .. } | ClientOp::Watch { key, .. } => {
             let at = (bucket, Token::of(SEED, bucket, &key), key);
@@ -205,6 +212,13 @@ fn answer(shared: &Shared, handle: &Handle, op: ClientOp, bucket: BucketId) -> C
             after.as_ref(),
             (&prefix, limit.min(7), now_micros),
         ),
+    }
+}
+
+fn mint(now_micros: u64, previous: u64) -> Version {
+    Version {
+        hlc: Hlc(Hlc::from_micros(now_micros).0.max(previous + 1)),
+        node: NODE,
     }
 }
 

@@ -155,7 +155,7 @@ impl Persisted {
         for (key, value) in state {
             match key {
                 StateKey::HlcBound(CLUSTER_BOUND) => found.own_bound = Hlc(number(key, &value)?),
-                StateKey::Identity | StateKey::HlcBound(_) => {}
+                StateKey::Identity | StateKey::HlcBound(_) | StateKey::Change(..) => {}
                 StateKey::PeerBound(peer) => {
                     found.peer_bounds.push((peer, Hlc(number(key, &value)?)));
                 }

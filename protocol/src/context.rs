@@ -181,7 +181,7 @@ impl ContextKey {
 
 /// Compares in a time that does not depend on where the two differ, so that nobody can guess a code byte
 /// by byte.
-fn is_equal(a: &[u8; MAC_LEN], b: &[u8; MAC_LEN]) -> bool {
+pub(crate) fn is_equal(a: &[u8; MAC_LEN], b: &[u8; MAC_LEN]) -> bool {
     let difference = a
         .iter()
         .zip(b)

@@ -4,6 +4,7 @@
 //! in the server and in the simulator. Nothing here opens a file or a socket or reads a clock.
 
 pub mod agree;
+pub mod changes;
 pub mod client;
 pub mod clocks;
 pub mod cluster;
@@ -19,6 +20,7 @@ mod list;
 pub mod message;
 pub mod mutant;
 mod put;
+pub mod queued;
 pub mod quorum;
 pub mod record;
 mod replicate;

@@ -6,6 +6,7 @@
 use bytes::Bytes;
 use torc_ring::{BucketId, ConfigVersion, NodeId, Token};
 
+use crate::changes::Lane;
 use crate::message::RecordKey;
 use crate::record::Record;
 
@@ -138,6 +139,9 @@ pub enum StateKey {
     Applied,
     /// The ring version at which this node froze its writes for a join.
     Frozen,
+    /// A note of a change that others are still to be told of, see [`crate::changes`]; numbered in the
+    /// order in which they came.
+    Change(Lane, u64),
 }
 
 /// A question to the disk.

@@ -33,5 +33,5 @@ pub use error::{Fatal, FatalStep, StorageError};
 pub use mem::MemStore;
 pub use options::{Durability, Inject, Options};
 pub use properties::Properties;
-pub use rocks::{Opened, Store};
+pub use rocks::{ChangeTotal, Opened, Store};
 pub use schema::States;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
+use torc_protocol::changes::Lane;
 use torc_protocol::message::RecordKey;
 use torc_protocol::record::Record;
 use torc_protocol::store::{Found, Hint, HintKey, HintTotal, Query, StateKey, StoreError, Write};
@@ -15,7 +16,7 @@ use crate::commit::{Backend, Committer, Deliver, Limits, Waiting};
 use crate::error::StorageError;
 use crate::options::Options;
 use crate::read::{LIST_BYTES_MAX, Listing, Page};
-use crate::rocks::Opened;
+use crate::rocks::{ChangeTotal, Opened};
 use crate::schema::States;
 use crate::space::{self, Room};
 
@@ -144,6 +145,37 @@ impl MemStore {
         let data = self.shared.data.lock();
         let found = data.states.iter().filter(|(key, _)| which.contains(**key));
         Ok(found.map(|(key, value)| (*key, value.clone())).collect())
+    }
+
+    /// As [`crate::Store::changes`].
+    ///
+    /// # Errors
+    /// None; the signature is the store's.
+    pub fn changes(
+        &self,
+        lane: Lane,
+        after: Option<u64>,
+        limit: usize,
+    ) -> Result<Vec<(u64, Bytes)>, StorageError> {
+        let data = self.shared.data.lock();
+        let of_lane = data.states.iter().filter_map(|(key, note)| match key {
+            StateKey::Change(of, number) if *of == lane => Some((*number, note.clone())),
+            _ => None,
+        });
+        let later = of_lane.filter(|(number, _)| after.is_none_or(|after| *number > after));
+        Ok(later.take(limit).collect())
+    }
+
+    /// As [`crate::Store::count_changes`].
+    ///
+    /// # Errors
+    /// None; the signature is the store's.
+    pub fn count_changes(&self, lane: Lane) -> Result<ChangeTotal, StorageError> {
+        let all = self.changes(lane, None, usize::MAX)?;
+        Ok(ChangeTotal {
+            count: all.len() as u64,
+            last: all.last().map_or(0, |(number, _)| *number),
+        })
     }
 
     /// As [`crate::Store::is_empty`].

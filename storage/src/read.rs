@@ -2,14 +2,15 @@
 
 use bytes::Bytes;
 use rocksdb::{ErrorKind, ReadOptions};
+use torc_protocol::changes::Lane;
 use torc_protocol::message::RecordKey;
 use torc_protocol::record::Record;
 use torc_protocol::store::{Found, Hint, HintKey, Query, StateKey, StoreError};
 use torc_ring::{BucketId, NodeId, Token};
 
 use crate::error::StorageError;
-use crate::rocks::Inner;
-use crate::schema::{self, HINTS, RECORDS, States};
+use crate::rocks::{ChangeTotal, Inner};
+use crate::schema::{self, CHANGES, HINTS, RECORDS, States};
 
 /// Keys that one listing looks at before it says how far it came.
 pub(crate) const LIST_KEYS_MAX: usize = 2_000;
@@ -229,6 +230,61 @@ impl Inner {
             .status()
             .map_err(StorageError::rocks("read node state", &self.options.path))?;
         Ok(found)
+    }
+
+    pub(crate) fn changes(
+        &self,
+        lane: Lane,
+        after: Option<u64>,
+        limit: usize,
+    ) -> Result<Vec<(u64, Bytes)>, StorageError> {
+        let mut found = Vec::new();
+        let Some(first) = after.map_or(Some(0), |after| after.checked_add(1)) else {
+            return Ok(found);
+        };
+        let mut options = ReadOptions::default();
+        options.set_iterate_upper_bound([schema::lane_tag(lane) + 1]);
+        let mut notes = self.db.raw_iterator_cf_opt(self.family(CHANGES), options);
+        let (_, start) = schema::state_key(StateKey::Change(lane, first));
+        notes.seek(start);
+        while found.len() < limit
+            && let Some((at, value)) = notes.item()
+        {
+            let key = schema::parse_state_key(CHANGES, at).ok_or(StorageError::UnknownState)?;
+            let value =
+                schema::parse_state_value(at, value).ok_or(StorageError::CorruptState { key })?;
+            if let StateKey::Change(_, number) = key {
+                found.push((number, value));
+            }
+            notes.next();
+        }
+        notes.status().map_err(StorageError::rocks(
+            "read notes of changes",
+            &self.options.path,
+        ))?;
+        Ok(found)
+    }
+
+    pub(crate) fn count_changes(&self, lane: Lane) -> Result<ChangeTotal, StorageError> {
+        let mut options = ReadOptions::default();
+        options.set_iterate_upper_bound([schema::lane_tag(lane) + 1]);
+        options.fill_cache(false);
+        let mut notes = self.db.raw_iterator_cf_opt(self.family(CHANGES), options);
+        let mut total = ChangeTotal::default();
+        notes.seek([schema::lane_tag(lane)]);
+        while let Some(at) = notes.key() {
+            let key = schema::parse_state_key(CHANGES, at).ok_or(StorageError::UnknownState)?;
+            if let StateKey::Change(_, number) = key {
+                total.count += 1;
+                total.last = number;
+            }
+            notes.next();
+        }
+        notes.status().map_err(StorageError::rocks(
+            "count notes of changes",
+            &self.options.path,
+        ))?;
+        Ok(total)
     }
 
     pub(crate) fn is_empty(&self) -> Result<bool, StorageError> {

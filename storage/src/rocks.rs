@@ -12,6 +12,7 @@ use rocksdb::{
     Cache, ColumnFamily, DB, DEFAULT_COLUMN_FAMILY_NAME, ErrorKind, FlushOptions, ReadOptions,
     ReadTier, WriteBatch, WriteOptions, properties,
 };
+use torc_protocol::changes::Lane;
 use torc_protocol::store::{
     Found, HintTotal, Query, StateKey, StoreError, Sync as SyncPolicy, Write,
 };
@@ -46,6 +47,15 @@ pub struct Opened {
     pub created: bool,
     /// Whether the last run closed the store in order.
     pub clean: bool,
+}
+
+/// Notes of changes in a lane.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ChangeTotal {
+    /// How many there are.
+    pub count: u64,
+    /// The greatest number of one; 0 when there is none.
+    pub last: u64,
 }
 
 pub(crate) struct Inner {
@@ -203,6 +213,27 @@ impl Store {
     /// When one is corrupt or cannot be read.
     pub fn states(&self, which: States) -> Result<Vec<(StateKey, Bytes)>, StorageError> {
         self.inner.states(which)
+    }
+
+    /// Notes of changes in a lane that come after that number, in order, at most `limit`. May block.
+    ///
+    /// # Errors
+    /// When one is corrupt or cannot be read.
+    pub fn changes(
+        &self,
+        lane: Lane,
+        after: Option<u64>,
+        limit: usize,
+    ) -> Result<Vec<(u64, Bytes)>, StorageError> {
+        self.inner.changes(lane, after, limit)
+    }
+
+    /// How many notes of changes a lane has. Reads all of their keys: for the start of the node.
+    ///
+    /// # Errors
+    /// When that cannot be read.
+    pub fn count_changes(&self, lane: Lane) -> Result<ChangeTotal, StorageError> {
+        self.inner.count_changes(lane)
     }
 
     /// Whether there is neither a record (a tombstone is one) nor a hint. May block.

@@ -4,6 +4,7 @@
 //! All numbers are big endian, so that RocksDB's byte order is the order of the numbers.
 
 use bytes::{BufMut, Bytes};
+use torc_protocol::changes::Lane;
 use torc_protocol::message::RecordKey;
 use torc_protocol::record::Record;
 use torc_protocol::store::{Hint, HintKey, StateKey, StoreError};
@@ -17,7 +18,8 @@ pub(crate) const RECORDS: &str = "records";
 pub(crate) const HINTS: &str = "hints";
 pub(crate) const AGREEMENT: &str = "agreement";
 pub(crate) const STATE: &str = "state";
-pub(crate) const FAMILIES: [&str; 4] = [RECORDS, HINTS, AGREEMENT, STATE];
+pub(crate) const CHANGES: &str = "changes";
+pub(crate) const FAMILIES: [&str; 5] = [RECORDS, HINTS, AGREEMENT, STATE, CHANGES];
 
 const RECORD_KEY_HEAD: usize = 12;
 const HINT_KEY_LEN: usize = 17;
@@ -34,6 +36,8 @@ const FROZEN: u8 = 4;
 const IDENTITY: u8 = 1;
 const HLC_BOUND: u8 = 2;
 const PEER_BOUND: u8 = 3;
+const CHANGE_FIRST: u8 = 1;
+const CHANGE_LATER: u8 = 2;
 
 /// A group of [`StateKey`]s that can be read together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -180,6 +184,15 @@ pub(crate) fn state_key(key: StateKey) -> (&'static str, Vec<u8>) {
         StateKey::Identity => (STATE, vec![IDENTITY]),
         StateKey::HlcBound(shard) => (STATE, vec![HLC_BOUND, shard]),
         StateKey::PeerBound(node) => (STATE, with_u64(PEER_BOUND, node.0)),
+        StateKey::Change(lane, number) => (CHANGES, with_u64(lane_tag(lane), number)),
+    }
+}
+
+/// First byte of the keys of a lane's notes.
+pub(crate) fn lane_tag(lane: Lane) -> u8 {
+    match lane {
+        Lane::First => CHANGE_FIRST,
+        Lane::Later => CHANGE_LATER,
     }
 }
 
@@ -194,6 +207,8 @@ pub(crate) fn parse_state_key(family: &str, bytes: &[u8]) -> Option<StateKey> {
         (STATE, IDENTITY, 0) => Some(StateKey::Identity),
         (STATE, HLC_BOUND, 1) => Some(StateKey::HlcBound(rest[0])),
         (STATE, PEER_BOUND, 8) => Some(StateKey::PeerBound(NodeId(number?))),
+        (CHANGES, CHANGE_FIRST, 8) => Some(StateKey::Change(Lane::First, number?)),
+        (CHANGES, CHANGE_LATER, 8) => Some(StateKey::Change(Lane::Later, number?)),
         _ => None,
     }
 }
@@ -241,6 +256,8 @@ mod tests {
             any::<u64>().prop_map(|n| StateKey::PeerBound(NodeId(n))),
             any::<u64>().prop_map(|n| StateKey::Acceptor(ConfigVersion(n))),
             any::<u64>().prop_map(|n| StateKey::Decided(ConfigVersion(n))),
+            any::<u64>().prop_map(|n| StateKey::Change(Lane::First, n)),
+            any::<u64>().prop_map(|n| StateKey::Change(Lane::Later, n)),
         ]
     }
 

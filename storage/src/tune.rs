@@ -7,7 +7,7 @@ use rocksdb::{
 
 use crate::merge;
 use crate::options::Options;
-use crate::schema::{HINTS, RECORDS};
+use crate::schema::{CHANGES, HINTS, RECORDS};
 
 /// Successive merge operands of a key in the write buffer, from which on they are folded into one value:
 /// bounds what a read of a hot key has to merge. Only done when all operands are in memory.
@@ -80,6 +80,11 @@ pub(crate) fn family(name: &str, options: &Options, cache: &Cache) -> Rocks {
         HINTS => {
             rocks.set_write_buffer_size((options.write_buffer / 4).max(SMALL_BUFFER));
             // A queue: replay starts where everything is deleted. Tables full of deletions go first.
+            rocks.add_compact_on_deletion_collector_factory(1024, 256, 0.25);
+        }
+        CHANGES => {
+            rocks.set_write_buffer_size((options.write_buffer / 8).max(SMALL_BUFFER));
+            // A queue, too.
             rocks.add_compact_on_deletion_collector_factory(1024, 256, 0.25);
         }
         _ => rocks.set_write_buffer_size(SMALL_BUFFER),

@@ -6,6 +6,7 @@
 mod common;
 
 use bytes::Bytes;
+use torc_protocol::changes::Lane;
 use torc_protocol::hlc::Hlc;
 use torc_protocol::record::Record;
 use torc_protocol::siblings::{Causal, Dot, Sibling, Siblings};
@@ -13,7 +14,7 @@ use torc_protocol::store::{
     Batch, CommitId, Found, HintTotal, Query, StateKey, StoreError, Sync, Write,
 };
 use torc_ring::{BucketId, ConfigVersion, NodeId, Token};
-use torc_storage::States;
+use torc_storage::{ChangeTotal, States};
 
 use common::*;
 
@@ -39,6 +40,7 @@ contract! {
     hints_come_in_order_and_go_when_deleted
     hints_are_counted_at_the_next_start
     states_are_found_again_after_a_restart
+    notes_of_changes_come_in_order_by_lane_and_outlast_a_restart
     an_empty_store_says_so
     states_alone_leave_a_store_empty
     concurrent_siblings_are_merged
@@ -459,6 +461,50 @@ fn states_are_found_again_after_a_restart(place: &impl Place) {
         disk.states(States::Acceptor).unwrap(),
         vec![(StateKey::Acceptor(ConfigVersion(1)), bytes(b"a1"))]
     );
+}
+
+fn notes_of_changes_come_in_order_by_lane_and_outlast_a_restart(place: &impl Place) {
+    let (disk, _) = place.open();
+    let mut commits = Commits::of(&disk);
+    let note = |lane, number: u64| Write::StatePut {
+        key: StateKey::Change(lane, number),
+        value: Bytes::from(format!("note {number}")),
+    };
+    assert_eq!(
+        disk.count_changes(Lane::First).unwrap(),
+        ChangeTotal::default()
+    );
+    for number in [256, 1, 7] {
+        commits.write(vec![note(Lane::First, number)]).unwrap();
+    }
+    commits.write(vec![note(Lane::Later, 3)]).unwrap();
+    let numbers = |disk: &_, after, limit| -> Vec<u64> {
+        let found = Disk::changes(disk, Lane::First, after, limit).unwrap();
+        found.into_iter().map(|(number, _)| number).collect()
+    };
+    assert_eq!(numbers(&disk, None, 9), [1, 7, 256]);
+    assert_eq!(numbers(&disk, Some(1), 1), [7]);
+    assert_eq!(numbers(&disk, Some(u64::MAX), 9), []);
+    commits
+        .write(vec![Write::StateDelete {
+            key: StateKey::Change(Lane::First, 1),
+        }])
+        .unwrap();
+    drop(commits);
+    place.close(disk);
+    let (disk, _) = place.open();
+    assert_eq!(
+        disk.changes(Lane::First, None, 1).unwrap(),
+        [(7, Bytes::from_static(b"note 7"))]
+    );
+    let total = ChangeTotal {
+        count: 2,
+        last: 256,
+    };
+    assert_eq!(disk.count_changes(Lane::First).unwrap(), total);
+    let total = ChangeTotal { count: 1, last: 3 };
+    assert_eq!(disk.count_changes(Lane::Later).unwrap(), total);
+    place.close(disk);
 }
 
 fn an_empty_store_says_so(place: &impl Place) {

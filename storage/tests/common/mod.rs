@@ -9,6 +9,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
 use bytes::Bytes;
+use torc_protocol::changes::Lane;
 use torc_protocol::hlc::Hlc;
 use torc_protocol::message::RecordKey;
 use torc_protocol::record::{Parts, Record};
@@ -17,7 +18,9 @@ use torc_protocol::store::{
 };
 use torc_protocol::version::Version;
 use torc_ring::{BucketId, NodeId, Token};
-use torc_storage::{Committer, Deliver, MemStore, Opened, Options, States, StorageError, Store};
+use torc_storage::{
+    ChangeTotal, Committer, Deliver, MemStore, Opened, Options, States, StorageError, Store,
+};
 
 /// How long a test waits for an outcome before it fails.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -29,6 +32,13 @@ pub trait Disk: Clone + 'static {
     fn committer(&self, deliver: Deliver) -> Result<Committer, StorageError>;
     fn state(&self, key: StateKey) -> Result<Option<Bytes>, StorageError>;
     fn states(&self, which: States) -> Result<Vec<(StateKey, Bytes)>, StorageError>;
+    fn changes(
+        &self,
+        lane: Lane,
+        after: Option<u64>,
+        limit: usize,
+    ) -> Result<Vec<(u64, Bytes)>, StorageError>;
+    fn count_changes(&self, lane: Lane) -> Result<ChangeTotal, StorageError>;
     fn is_empty(&self) -> Result<bool, StorageError>;
     fn query_cached(&self, query: &Query) -> Option<Result<Found, StoreError>>;
     fn query(&self, query: &Query) -> Result<Found, StoreError>;
@@ -45,6 +55,17 @@ macro_rules! disk {
             }
             fn states(&self, which: States) -> Result<Vec<(StateKey, Bytes)>, StorageError> {
                 <$store>::states(self, which)
+            }
+            fn changes(
+                &self,
+                lane: Lane,
+                after: Option<u64>,
+                limit: usize,
+            ) -> Result<Vec<(u64, Bytes)>, StorageError> {
+                <$store>::changes(self, lane, after, limit)
+            }
+            fn count_changes(&self, lane: Lane) -> Result<ChangeTotal, StorageError> {
+                <$store>::count_changes(self, lane)
             }
             fn is_empty(&self) -> Result<bool, StorageError> {
                 <$store>::is_empty(self)

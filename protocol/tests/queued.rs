@@ -1,8 +1,6 @@
 //! Transcripts of writes that take effect later than they are accepted: minted at one node, stored at
 //! another, perhaps more than once.
 
-// Shared with the other transcripts, which use the rest of it.
-#[allow(dead_code)]
 mod nodes;
 
 use bytes::Bytes;

@@ -38,6 +38,7 @@ use crate::cluster_io::{
 use crate::cluster_message::ClusterMessage;
 use crate::hlc::{Hlc, HlcClock, Pace};
 use crate::message::{PeerBody, PeerMessage};
+use crate::mutant::Mutant;
 use crate::rng::Rng;
 use crate::store::{Batch, CommitId, StateKey, StoreError, Sync, Write};
 use crate::time::{JumpGuard, MS, Mono, Now, SECOND};
@@ -190,6 +191,9 @@ impl Cluster {
             ClusterInput::Frozen(ring) => self.on_shards_frozen(ring),
             ClusterInput::Empty(check, empty) => self.on_empty(check, empty),
             ClusterInput::Dialled(node, reached) => self.on_dialled(node, reached),
+            ClusterInput::Propose(config) => {
+                self.propose(config, now);
+            }
             ClusterInput::Tick => {}
         }
         self.settle(now);
@@ -478,10 +482,22 @@ impl Cluster {
         self.out.push_back(ClusterOutput::Event(event));
     }
 
+    #[cfg(feature = "mutants")]
+    fn has(&self, mutant: Mutant) -> bool {
+        self.settings.mutant == Some(mutant)
+    }
+
+    #[cfg(not(feature = "mutants"))]
+    #[allow(clippy::unused_self)]
+    const fn has(&self, _: Mutant) -> bool {
+        false
+    }
+
     /// The newest config, when this node may act as one of its members.
     fn acting(&self) -> Option<Arc<Config>> {
         let latest = self.configs.latest()?;
-        (self.is_serving() && latest.is_current(self.node)).then(|| Arc::clone(latest))
+        let may = self.is_serving() || self.has(Mutant::VoteBeforeStartCheck);
+        (may && latest.is_current(self.node)).then(|| Arc::clone(latest))
     }
 
     fn jitter(&mut self, now: Now, low: u64, high: u64) -> Mono {

@@ -52,6 +52,9 @@ pub struct ClusterSettings {
     pub drift_max: u64,
     /// From which drift on a warning is due, in microseconds.
     pub drift_warn: u64,
+    /// A deliberate bug.
+    #[cfg(feature = "mutants")]
+    pub mutant: Option<crate::mutant::Mutant>,
 }
 
 impl ClusterSettings {
@@ -63,6 +66,8 @@ impl ClusterSettings {
             rng_seed,
             drift_max: 60 * SECOND,
             drift_warn: SECOND,
+            #[cfg(feature = "mutants")]
+            mutant: None,
         }
     }
 }
@@ -249,6 +254,9 @@ pub enum ClusterInput {
     Empty(CheckId, bool),
     /// The answer to [`ClusterOutput::Dial`].
     Dialled(NodeId, bool),
+    /// Propose this as the next config. Nothing happens when it cannot follow the newest one, or while
+    /// this node may not propose or is proposing; another one may be decided in its place.
+    Propose(Arc<Config>),
     /// Time has passed: [`crate::cluster::Cluster::next_deadline`] was reached.
     Tick,
 }

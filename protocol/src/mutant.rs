@@ -1,57 +1,63 @@
 //! Deliberate bugs, one at a time, by which the simulator shows that its checkers see them.
 //!
-//! Invariant: without the feature `mutants`, which only the simulator asks for, no shard can have one:
+//! Invariant: without the feature `mutants`, which only the simulator asks for, no machine can have one:
 //! the setting does not exist, and every question for one is answered `false` at compile time.
 
-/// A deliberate bug. The numbers are those of the catalogue in `docs/testing.md`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Mutant {
-    /// 1: a replica acks before the commit.
-    AckBeforeCommit,
-    /// 3: a moving partition has one quorum of the owners of both rings together.
-    UnionQuorum,
-    /// 4: a moving partition is read from its target owners alone.
-    TargetReadsOnly,
-    /// 12: a replica serves whatever ring version the coordinator is at.
-    ServesAcrossRings,
-    /// 16: the clock's bound is used before it is durable.
-    BoundNotPersisted,
-    /// 17: a retry under a new ring mints a new version.
-    RetryRemints,
-    /// 25: a read answers before its write-back is acknowledged.
-    WriteBackNotAwaited,
-    /// 28: a hint is removed when it is sent.
-    HintRemovedBeforeAck,
-    /// 37: a second ack of the same owner counts again.
-    DuplicateAckCounts,
-    /// 40: a hint beyond the bound is dropped without a word.
-    HintDroppedSilently,
-    /// 41: acks of an older ring count after a restart.
-    AcksKeptAcrossRings,
-    /// 52: an empty answer of the disk makes hints forgotten that were being stored meanwhile.
-    HintForgotten,
-    /// 53: a write that was sent under an earlier ring, or met a broken disk, is said to have no effect.
-    DoubtForgotten,
-    /// 54: a write that lost to a newer one is not told so.
-    SupersededUntold,
-    /// 55: a read is content with one answer fewer than it requires.
-    ReadQuorumShort,
+macro_rules! mutants {
+    ($($(#[$doc:meta])* $name:ident = $number:literal,)*) => {
+        /// A deliberate bug. The numbers are those of the catalogue in `docs/testing.md`.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Mutant {
+            $($(#[$doc])* $name = $number,)*
+        }
+
+        impl Mutant {
+            /// All of them, in order of their numbers.
+            pub const ALL: &[Self] = &[$(Self::$name,)*];
+        }
+    };
 }
 
-impl Mutant {
-    /// Those that worlds without joint rings can show.
-    pub const ALL: [Self; 12] = [
-        Self::AckBeforeCommit,
-        Self::BoundNotPersisted,
-        Self::RetryRemints,
-        Self::WriteBackNotAwaited,
-        Self::HintRemovedBeforeAck,
-        Self::DuplicateAckCounts,
-        Self::HintDroppedSilently,
-        Self::AcksKeptAcrossRings,
-        Self::HintForgotten,
-        Self::DoubtForgotten,
-        Self::SupersededUntold,
-        Self::ReadQuorumShort,
-    ];
+// One line of text and one of code for each; nothing else lists them here.
+mutants! {
+    /// A replica acks before the commit.
+    AckBeforeCommit = 1,
+    /// A moving partition has one quorum of the owners of both rings together.
+    UnionQuorum = 3,
+    /// A moving partition is read from its target owners alone.
+    TargetReadsOnly = 4,
+    /// A replica serves whatever ring version the coordinator is at.
+    ServesAcrossRings = 12,
+    /// A vote is told before it is durable.
+    VoteBeforeDurable = 13,
+    /// A proposer passes over what acceptors say that they have accepted.
+    AcceptedIgnored = 14,
+    /// The clock's bound is used before it is durable.
+    BoundNotPersisted = 16,
+    /// A retry under a new ring mints a new version.
+    RetryRemints = 17,
+    /// A read answers before its write-back is acknowledged.
+    WriteBackNotAwaited = 25,
+    /// A hint is removed when it is sent.
+    HintRemovedBeforeAck = 28,
+    /// A second ack of the same owner counts again.
+    DuplicateAckCounts = 37,
+    /// A hint beyond the bound is dropped without a word.
+    HintDroppedSilently = 40,
+    /// Acks of an older ring count after a restart.
+    AcksKeptAcrossRings = 41,
+    /// A node votes before its start check has passed.
+    VoteBeforeStartCheck = 44,
+    /// Ballots begin anew with each life.
+    BallotReused = 45,
+    /// A proposal is made on a version that is only accepted.
+    ProposalOnUndecided = 46,
+    /// An empty answer of the disk makes hints forgotten that were being stored meanwhile.
+    HintForgotten = 52,
+    /// A write that was sent under an earlier ring, or met a broken disk, is said to have no effect.
+    DoubtForgotten = 53,
+    /// A write that lost to a newer one is not told so.
+    SupersededUntold = 54,
+    /// A read is content with one answer fewer than it requires.
+    ReadQuorumShort = 55,
 }

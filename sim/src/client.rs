@@ -1,21 +1,23 @@
 //! Clients: what they ask, and what the answers must be.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use torc_protocol::client::{
     ClientError, ClientOp, ClientReply, ClientRequest, ListedKey, RequestId, Value,
 };
-use torc_protocol::message::OpId;
-use torc_protocol::record::Record;
+use torc_protocol::message::{OpId, RecordKey};
+use torc_protocol::record::{Kind, Record};
 use torc_protocol::time::{MS, Mono, SECOND};
 use torc_protocol::version::{Digest, Version};
-use torc_ring::{PartitionId, Quorum, ReadRepair};
+use torc_ring::{NodeId, PartitionId, Quorum, ReadRepair};
 
-use crate::check::order::{self, Floor};
+use crate::check::order::{self, Floor, Part};
 use crate::check::{Invariant, Violation};
+use crate::place::{Placed, Set};
 use crate::plan::Plan;
-use crate::world::{BUCKET, Ev, Place, World, is_ok, key_bytes, number_of_bytes, write_of};
+use crate::world::{BUCKET, Ev, Fate, Node, Place, World, key_bytes, number_of_bytes};
 
 /// How much later than its deadline an answer may come: housekeeping's interval and what lies around it.
 const GRACE: u64 = 400 * MS;
@@ -57,12 +59,12 @@ enum What {
     Write {
         write: u64,
         key: u64,
-        w: usize,
+        w: Quorum,
         sloppy: bool,
     },
     Read {
         key: u64,
-        r: usize,
+        r: Quorum,
     },
     List {
         partition: u16,
@@ -85,7 +87,7 @@ impl Clients {
     }
 
     pub(crate) fn floor(&self, key: u64) -> Floor {
-        self.floors.get(&key).copied().unwrap_or_default()
+        self.floors.get(&key).cloned().unwrap_or_default()
     }
 }
 
@@ -132,7 +134,7 @@ impl World {
 
     fn ask_read(&mut self, client: usize, node: usize, key: u64, watch: bool) {
         let own = self.own_quorum();
-        let r = own.unwrap_or(self.plan.r).required(self.plan.owners());
+        let r = own.unwrap_or(self.plan.r);
         let bytes = key_bytes(key);
         let op = if watch {
             ClientOp::Watch {
@@ -158,7 +160,7 @@ impl World {
 
     fn ask_write(&mut self, client: usize, node: usize, key: u64, delete: bool) {
         let own = self.own_quorum();
-        let w = own.unwrap_or(self.plan.w).required(self.plan.owners());
+        let w = own.unwrap_or(self.plan.w);
         let write = self.clients.next;
         let mut bytes = BytesMut::new();
         bytes.put_u64(write);
@@ -219,24 +221,17 @@ impl World {
         );
     }
 
-    /// The checker's own read, at all owners.
-    pub(crate) fn ask_all(&mut self, node: usize, key: u64) -> RequestId {
+    /// The checker's own read.
+    pub(crate) fn read_at(&mut self, node: usize, key: u64, quorum: Quorum) -> RequestId {
         let op = ClientOp::Get {
             key: key_bytes(key),
-            r: Some(Quorum::All),
+            r: Some(quorum),
         };
-        self.ask(
-            (None, node),
-            op,
-            What::Read {
-                key,
-                r: self.plan.owners(),
-            },
-        )
+        self.ask((None, node), op, What::Read { key, r: quorum })
     }
 
-    /// The checker's own write, to all owners.
-    pub(crate) fn write_all(&mut self, node: usize, key: u64) -> RequestId {
+    /// The checker's own write.
+    pub(crate) fn write_at(&mut self, node: usize, key: u64, quorum: Quorum) -> RequestId {
         let write = self.clients.next;
         let bytes = Bytes::copy_from_slice(&write.to_be_bytes());
         let value = Value {
@@ -248,7 +243,7 @@ impl World {
         let op = ClientOp::Put {
             key: key_bytes(key),
             value: Some(value),
-            w: Some(Quorum::All),
+            w: Some(quorum),
             sloppy: Some(false),
             fsync: false,
             context: None,
@@ -259,7 +254,7 @@ impl World {
             What::Write {
                 write,
                 key,
-                w: self.plan.owners(),
+                w: quorum,
                 sloppy: false,
             },
         )
@@ -370,10 +365,10 @@ impl World {
                 self.on_stored(at, &op, *digest, *superseded);
             }
             (What::Read { key, r }, ClientReply::Found { record, .. }) => {
-                self.on_found(&op, *key, *r, record.as_ref());
+                self.on_found(at, &op, (*key, *r), record.as_ref());
             }
             (What::List { .. }, ClientReply::Listed { keys, next }) => {
-                self.on_listed(&op, keys, next.is_none());
+                self.on_listed(at, &op, keys, next.is_none());
             }
             (What::Write { write, .. }, ClientReply::Failed(error)) => {
                 self.on_write_failed(*write, *error);
@@ -424,35 +419,53 @@ impl World {
         if superseded {
             self.count("rare: superseded write");
         }
-        let n = self.plan.owners();
+        let Some(placed) = self.placed_at(at) else {
+            return;
+        };
         let record_key = self.record_key(key);
-        if !self.plan.forgets() {
-            let copies = self.copies(&record_key, digest, sloppy);
-            if copies < w {
-                let what =
-                    format!("write {write} is acknowledged with {copies} of {w} copies on disk");
-                self.fail(Violation::new(Invariant::Durable, what));
+        let sets = placed.sets(&record_key);
+        // The hints of a lost stand-in are nowhere to be seen.
+        let unseen = sloppy && self.counts.contains_key("fault: data lost");
+        if !self.plan.forgets() && !unseen {
+            for set in &sets {
+                let (copies, w) = (
+                    self.copies(&record_key, digest, set, sloppy),
+                    w.required(set.nodes.len()),
+                );
+                if copies < w {
+                    let what = format!(
+                        "write {write} is acknowledged with {copies} of {w} copies on disk"
+                    );
+                    self.fail(Violation::new(Invariant::Durable, what));
+                }
             }
         }
         if sloppy {
             return;
         }
-        let own = usize::from(self.owners(&record_key).contains(&at.node));
-        let ring = self.ring_of(at.node);
-        let round = self.rounds.done(digest.version, ring, own, w);
+        let required: Vec<(&[NodeId], usize)> = sets
+            .iter()
+            .map(|set| (set.nodes, w.required(set.nodes.len())))
+            .collect();
+        let own = (
+            self.nodes[at.node].member.id,
+            placed.view.config.ring_version,
+        );
+        let round = self.rounds.done(digest.version, own, &required);
         self.check(round);
         if self.plan.forgets() {
             return;
         }
+        let parts = parts(&sets, w);
         // Known gap: a replica that restarts does not know that it has stored a version from a clock that was
         // ahead by more than the drift, and then does not tell an older write that it lost (seed 100709).
         let gap = self.plan.faults.jumps > 0 && self.plan.faults.crashes > 0;
         if !superseded && !gap {
-            let floor = op.floors.get(&key).copied().unwrap_or_default();
-            let result = order::write(&floor, (w, n), digest.version);
+            let floor = op.floors.get(&key).cloned().unwrap_or_default();
+            let result = order::write(&floor, &parts, digest.version);
             self.check(result);
         }
-        self.raise(key, w, digest.version);
+        self.raise(key, &parts, digest.version);
         let newest = self
             .clients
             .acknowledged
@@ -461,69 +474,90 @@ impl World {
         *newest = digest.version.max(*newest);
     }
 
-    fn raise(&mut self, key: u64, owners: usize, version: Version) {
+    /// What the shard goes by.
+    fn placed_at(&self, at: Place) -> Option<Arc<Placed>> {
+        let slot = self.nodes[at.node].slots.get(usize::from(at.shard))?;
+        slot.placed.clone()
+    }
+
+    fn raise(&mut self, key: u64, on: &[Part], version: Version) {
         self.clients
             .floors
             .entry(key)
             .or_default()
-            .raise(owners, version);
+            .raise(on, version);
     }
 
-    /// Owners, and stand-ins if they count, that have that state or a later one.
-    fn copies(
-        &self,
-        key: &torc_protocol::message::RecordKey,
-        digest: Digest,
-        sloppy: bool,
-    ) -> usize {
-        let owners = self.owners(key);
-        let mut copies = 0;
-        for (at, node) in self.nodes.iter().enumerate() {
+    /// Owners of a set, and stand-ins if they count, that have that state or a later one. Owners whose data
+    /// is lost may have had it.
+    fn copies(&self, key: &RecordKey, digest: Digest, set: &Set<'_>, sloppy: bool) -> usize {
+        let has = |at: usize| {
+            let disk = &self.nodes[at].disk;
             let store = if self.plan.fsync {
-                node.disk.durable()
+                disk.durable()
             } else {
-                &node.disk.visible
+                &disk.visible
             };
-            let stored = owners.contains(&at)
-                && store.records.get(key).is_some_and(|r| r.digest() >= digest);
-            let kept = sloppy
-                && !owners.contains(&at)
-                && store
+            let stored = store.records.get(key).is_some_and(|r| r.digest() >= digest);
+            stored || self.nodes[at].fate != Fate::Stays
+        };
+        let owners = set
+            .nodes
+            .iter()
+            .filter(|id| self.index_of(**id).is_none_or(has))
+            .count();
+        if !sloppy {
+            return owners;
+        }
+        let stands_in = |node: &&Node| {
+            !set.nodes.contains(&node.member.id)
+                && node
+                    .disk
+                    .visible
                     .hints
                     .values()
-                    .any(|hint| hint.key == *key && hint.record.digest() >= digest);
-            copies += usize::from(stored || kept);
-        }
-        copies
+                    .any(|hint| hint.key == *key && hint.record.digest() >= digest)
+        };
+        owners + self.nodes.iter().filter(stands_in).count()
     }
 
-    fn on_found(&mut self, op: &Op, key: u64, r: usize, record: Option<&Record>) {
+    fn on_found(&mut self, at: Place, op: &Op, (key, r): (u64, Quorum), record: Option<&Record>) {
         let digest = record.map(Record::digest);
         if let Some(record) = record {
             self.genuine(key, record);
         }
-        if self.plan.forgets() {
+        let Some(placed) = self.placed_at(at).filter(|_| !self.plan.forgets()) else {
             return;
-        }
-        let n = self.plan.owners();
-        let floor = op.floors.get(&key).copied().unwrap_or_default();
-        let result = order::read(&floor, (r, n), digest.map(|d| d.version));
+        };
+        let record_key = self.record_key(key);
+        let sets = placed.sets(&record_key);
+        let floor = op.floors.get(&key).cloned().unwrap_or_default();
+        let result = order::read(&floor, &parts(&sets, r), digest.map(|d| d.version));
         self.check(result);
         let Some(digest) = digest else { return };
-        let promised = if self.plan.repair == ReadRepair::Blocking {
-            let w = self.plan.w.required(n);
-            r.min(w.max(n + 1 - r).min(n))
-        } else {
-            1
-        };
-        let copies = self.copies(&self.record_key(key), digest, false);
-        if copies < promised {
-            let what = format!(
-                "a read of key {key} answers what {copies} of {promised} owners have on disk"
-            );
-            self.fail(Violation::new(Invariant::Durable, what));
+        let mut on = Vec::new();
+        for set in &sets {
+            let n = set.nodes.len();
+            let promised = if self.plan.repair == ReadRepair::Blocking {
+                let (r, w) = (r.required(n), self.plan.w.required(n));
+                r.min(w.max(n + 1 - r).min(n))
+            } else {
+                1
+            };
+            let copies = self.copies(&record_key, digest, set, false);
+            if copies < promised {
+                let what = format!(
+                    "a read of key {key} answers what {copies} of {promised} owners have on disk"
+                );
+                self.fail(Violation::new(Invariant::Durable, what));
+            }
+            on.push(Part {
+                set: set.id,
+                of: n,
+                count: promised,
+            });
         }
-        self.raise(key, promised, digest.version);
+        self.raise(key, &on, digest.version);
     }
 
     /// The record is what a client wrote to that key.
@@ -542,7 +576,7 @@ impl World {
         self.check(seen);
     }
 
-    fn on_listed(&mut self, op: &Op, keys: &[ListedKey], complete: bool) {
+    fn on_listed(&mut self, at: Place, op: &Op, keys: &[ListedKey], complete: bool) {
         let What::List {
             partition,
             from_start,
@@ -550,8 +584,6 @@ impl World {
         else {
             return;
         };
-        let n = self.plan.owners();
-        let r = self.plan.r.required(n);
         let mut listed = BTreeMap::new();
         for key in keys {
             let number = number_of_bytes(&key.key);
@@ -563,23 +595,50 @@ impl World {
                 ));
             }
         }
-        if self.plan.forgets() {
+        let Some(placed) = self.placed_at(at).filter(|_| !self.plan.forgets()) else {
             return;
-        }
+        };
         for (&key, floor) in &op.floors {
-            if self.record_key(key).token.partition(self.plan.bits).0 != partition {
+            let record_key = self.record_key(key);
+            if record_key.token.partition(self.plan.bits).0 != partition {
                 continue;
             }
-            let must = floor.seen_by(r, n);
+            let asked = parts(&placed.sets(&record_key), self.plan.r);
+            let must = floor.seen_by(&asked);
             let missing =
                 complete && from_start && must.is_some() && !self.clients.mortal.contains(&key);
             let found = listed.get(&key).copied();
             if (found.is_some() || missing) && found < must {
                 let what = format!(
-                    "a list of {r} of {n} names key {key} as {found:?}, but {must:?} was known"
+                    "a list of {asked:?} names key {key} as {found:?}, but {must:?} was known"
                 );
                 self.fail(Violation::new(Invariant::Order, what));
             }
         }
     }
+}
+
+fn parts(sets: &[Set<'_>], quorum: Quorum) -> Vec<Part> {
+    let part = |set: &Set<'_>| Part {
+        set: set.id,
+        of: set.nodes.len(),
+        count: quorum.required(set.nodes.len()),
+    };
+    sets.iter().map(part).collect()
+}
+
+/// The client's operation that made this record; tombstones do not tell.
+pub(crate) fn write_of(record: &Record) -> Option<u64> {
+    if record.kind() != Kind::Value {
+        return None;
+    }
+    record
+        .value_bytes()
+        .get(..8)
+        .and_then(|id| id.try_into().ok())
+        .map(u64::from_be_bytes)
+}
+
+fn is_ok(reply: &ClientReply) -> bool {
+    !matches!(reply, ClientReply::Failed(_))
 }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
+use torc_protocol::cluster_io::CLUSTER_BOUND;
 use torc_protocol::hlc::Hlc;
 use torc_protocol::message::RecordKey;
 use torc_protocol::record::Record;
@@ -30,8 +31,18 @@ pub(crate) type Commit = (u8, CommitId, Batch);
 /// How a commit ended.
 pub(crate) type Ended = (u8, CommitId, Result<(), StoreError>);
 
+/// What a group of commits came to.
+#[derive(Debug, Default)]
+pub(crate) struct Done {
+    pub(crate) outcomes: Vec<Ended>,
+    /// Hints that are gone.
+    pub(crate) removed: Vec<(HintKey, Hint)>,
+    /// Node state that is there.
+    pub(crate) states: Vec<Write>,
+}
+
 /// The disk of one node.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Disk {
     /// Whether every commit is fsynced.
     fsync: bool,
@@ -78,35 +89,52 @@ impl Disk {
         !self.group.is_empty()
     }
 
-    /// The group is written: it is visible, and durable as far as somebody asked for that. Answers the
-    /// outcomes and the hints that were removed.
-    pub(crate) fn end(&mut self) -> (Vec<Ended>, Vec<(HintKey, Hint)>) {
+    /// The group is written: it is visible, and durable as far as somebody asked for that. `refuse` says
+    /// of each commit whether there is no room even for what has a reserve.
+    pub(crate) fn end(&mut self, mut refuse: impl FnMut() -> bool) -> Done {
         let group = std::mem::take(&mut self.group);
         let sync = group.iter().any(|(_, _, batch)| batch.sync == Sync::Fsync);
-        let mut outcomes = Vec::new();
-        let mut removed = Vec::new();
+        let mut done = Done::default();
         for (shard, id, batch) in group {
-            if self.full && batch.writes.iter().any(needs_room) {
-                outcomes.push((shard, id, Err(StoreError::Full)));
+            if refuse() || (self.full && batch.writes.iter().any(needs_room)) {
+                done.outcomes.push((shard, id, Err(StoreError::Full)));
                 continue;
             }
             for write in batch.writes {
-                if let Write::HintDelete { at } = &write
-                    && let Some(hint) = self.visible.hints.get(at)
-                {
-                    removed.push((*at, hint.clone()));
+                match &write {
+                    Write::HintDelete { at } => {
+                        if let Some(hint) = self.visible.hints.get(at) {
+                            done.removed.push((*at, hint.clone()));
+                        }
+                    }
+                    Write::StatePut { .. } => done.states.push(write.clone()),
+                    _ => {}
                 }
                 if !self.fsync {
                     self.unsynced.push(write.clone());
                 }
                 self.visible.apply(write);
             }
-            outcomes.push((shard, id, Ok(())));
+            done.outcomes.push((shard, id, Ok(())));
         }
         if sync {
             self.sync();
         }
-        (outcomes, removed)
+        done
+    }
+
+    /// Puts something there before the node's first life.
+    pub(crate) fn plant(&mut self, write: Write) {
+        self.durable.apply(write.clone());
+        self.visible.apply(write);
+    }
+
+    /// What the disk holds now, as an image of it would.
+    pub(crate) fn image(&self) -> Self {
+        let mut image = Self::new(self.fsync);
+        image.visible = self.durable().clone();
+        image.durable.clone_from(&self.durable);
+        image
     }
 
     /// Everything visible becomes durable.
@@ -250,11 +278,37 @@ impl Store {
     }
 
     /// The highest clock bound of any shard that this node ever had.
-    pub(crate) fn bound(&self) -> Hlc {
+    pub(crate) fn shards_bound(&self) -> Hlc {
         let bounds = self.states.iter().filter_map(|(key, value)| match key {
-            StateKey::HlcBound(_) => value[..].try_into().ok().map(u64::from_be_bytes),
+            StateKey::HlcBound(CLUSTER_BOUND) => None,
+            StateKey::HlcBound(_) => number(value),
             _ => None,
         });
         Hlc(bounds.max().unwrap_or(0))
     }
+
+    /// The clock bound of the cluster machine.
+    pub(crate) fn cluster_bound(&self) -> Hlc {
+        let bound = self.states.get(&StateKey::HlcBound(CLUSTER_BOUND));
+        Hlc(bound.and_then(number).unwrap_or(0))
+    }
+
+    /// The newest config version known to be decided; 0 for none.
+    pub(crate) fn decided(&self) -> u64 {
+        let decided = self.states.keys().filter_map(|key| match key {
+            StateKey::Decided(version) => Some(version.0),
+            _ => None,
+        });
+        decided.max().unwrap_or(0)
+    }
+
+    /// The config version applied last; 0 for none.
+    pub(crate) fn applied(&self) -> u64 {
+        let applied = self.states.get(&StateKey::Applied);
+        applied.and_then(number).unwrap_or(0)
+    }
+}
+
+fn number(value: &Bytes) -> Option<u64> {
+    value[..].try_into().ok().map(u64::from_be_bytes)
 }

@@ -1,12 +1,12 @@
 //! What goes wrong, and when it ends.
 
-use torc_protocol::shard_io::Input;
 use torc_protocol::time::{MS, SECOND};
 
-use crate::world::{Ev, Mend, World};
+use crate::world::{Ev, Fate, Mend, World};
 
 impl World {
-    /// One fault of the kinds that this run has, and the time of the next.
+    /// One fault of the kinds that this run has, and the time of the next. A new kind gets a weight in
+    /// [`crate::plan::Faults`] and an arm here.
     pub(crate) fn fault(&mut self) {
         let faults = &self.faults;
         let weights = [
@@ -17,6 +17,8 @@ impl World {
             faults.jumps,
             faults.configs,
             faults.freezes,
+            faults.wipes,
+            faults.images,
         ];
         let total: u64 = weights.iter().sum();
         let after = self.rng.tailed(faults.every);
@@ -31,30 +33,32 @@ impl World {
             match kind {
                 0 => self.cut(node),
                 1 => self.crash_some(node),
-                2 => {
-                    self.count("fault: pause");
-                    let span = self.rng.tailed(300 * MS);
-                    self.note(format_args!("n{node} pauses for {span}"));
-                    let this = &mut self.nodes[node];
-                    this.paused_until = this.paused_until.max(self.now + span);
-                }
-                3 => {
-                    self.count("fault: disk full");
-                    self.note(format_args!("n{node} disk full"));
-                    self.nodes[node].disk.full = true;
-                    let span = self.rng.tailed(500 * MS);
-                    self.schedule(span, Ev::Mend(Mend::Full(node)));
-                }
+                2 => self.pause(node),
+                3 => self.fill_disk(node),
                 4 => self.jump(node),
-                5 => {
-                    self.count("fault: new config");
-                    let ring = !self.rng.chance(250);
-                    self.new_config(ring);
-                }
-                _ => self.freeze(),
+                5 => self.new_configs(node),
+                6 => self.freeze_and_leave(node),
+                7 => self.lose_data(node),
+                _ => self.set_back(node),
             }
         }
         self.schedule(after, Ev::Fault);
+    }
+
+    fn pause(&mut self, node: usize) {
+        self.count("fault: pause");
+        let span = self.rng.tailed(300 * MS);
+        self.note(format_args!("n{node} pauses for {span}"));
+        let this = &mut self.nodes[node];
+        this.paused_until = this.paused_until.max(self.now + span);
+    }
+
+    fn fill_disk(&mut self, node: usize) {
+        self.count("fault: disk full");
+        self.note(format_args!("n{node} disk full"));
+        self.nodes[node].disk.full = true;
+        let span = self.rng.tailed(500 * MS);
+        self.schedule(span, Ev::Mend(Mend::Full(node)));
     }
 
     /// Cuts one node off from some of the others, in one direction or in both.
@@ -102,22 +106,71 @@ impl World {
         let offset = &mut self.nodes[node].offset;
         *offset += if self.rng.chance(500) { size } else { -size };
         let offset = *offset;
+        self.ahead_max = self.ahead_max.max(u64::try_from(offset).unwrap_or(0));
         self.note(format_args!("n{node} clock is now off by {offset}"));
         let span = self.rng.tailed(2 * SECOND);
         self.schedule(span, Ev::Mend(Mend::Clock(node)));
     }
 
-    /// All nodes stop taking writes, and some time later there is a new ring.
-    fn freeze(&mut self) {
-        self.count("fault: freeze");
-        for node in 0..self.nodes.len() {
-            if self.nodes[node].paused_until <= self.now {
-                let ring = self.ring_of(node);
-                self.input_all(node, || Input::Freeze(ring));
-            }
+    /// Whether one more member may lose its data for good.
+    fn may_lose(&self, node: usize) -> bool {
+        let Some(latest) = self.agreed.latest() else {
+            return false;
+        };
+        let members = latest.current.len();
+        // A joiner may be a member by a decision that nobody has stored yet.
+        let is_member = latest.member(self.nodes[node].member.id).is_some();
+        // Members that have not heard of the newest config need a majority of the one before.
+        let all_know = latest.all_members().all(|member| {
+            self.index_of(member.id)
+                .is_none_or(|at| self.nodes[at].disk.visible.decided() == latest.version.0)
+        });
+        is_member
+            && all_know
+            && self.nodes[node].fate == Fate::Stays
+            && self.lost_members() < self.plan.losses_max(members)
+    }
+
+    /// A node's data directory is lost; it comes back as a new node.
+    fn lose_data(&mut self, node: usize) {
+        if !self.may_lose(node) {
+            return;
         }
-        let span = self.rng.tailed(100 * MS);
-        self.schedule(span, Ev::NewRing);
+        self.count("fault: data lost");
+        if self.nodes[node].is_up() {
+            self.crash(node);
+        }
+        self.wipe(node);
+        let down = self.rng.tailed(200 * MS);
+        self.schedule(down, Ev::Restart { node });
+    }
+
+    /// Takes an image of a disk, or brings one back.
+    fn set_back(&mut self, node: usize) {
+        if self.nodes[node].image.is_none() {
+            let this = &mut self.nodes[node];
+            this.image = (this.life > 0).then(|| this.disk.image());
+            return;
+        }
+        if !self.nodes[node].is_up() || !self.may_lose(node) {
+            return;
+        }
+        self.crash(node);
+        let this = &mut self.nodes[node];
+        let Some(image) = this.image.take() else {
+            return;
+        };
+        if image.visible.cluster_bound() == this.disk.visible.cluster_bound() {
+            // Nothing in it tells that it is old: outside what is promised.
+            this.image = Some(image);
+        } else {
+            this.disk = image;
+            this.fate = Fate::SetBack;
+            self.count("fault: disk set back");
+            self.note(format_args!("the disk of n{node} is an old image now"));
+        }
+        let down = self.rng.tailed(200 * MS);
+        self.schedule(down, Ev::Restart { node });
     }
 
     pub(crate) fn mend(&mut self, mend: Mend) {
@@ -128,57 +181,6 @@ impl World {
             }
             Mend::Full(node) => self.nodes[node].disk.full = false,
             Mend::Clock(node) => self.nodes[node].offset = 0,
-        }
-    }
-
-    /// A node looks at what gossip tells it: late, partly, and now and then wrongly. It also hears of new
-    /// configs and finds out whether its clock is off.
-    pub(crate) fn gossip(&mut self, node: usize) {
-        let after = self.rng.between(50 * MS, 150 * MS);
-        self.schedule(after, Ev::Gossip { node });
-        if !self.nodes[node].is_up() {
-            return;
-        }
-        let mut believed = self.nodes[node].believed_dead.clone();
-        for other in (0..self.nodes.len()).filter(|&other| other != node) {
-            let gone = !self.nodes[other].is_up()
-                || self.nodes[other].paused_until > self.now
-                || self.cuts.contains(&(other, node));
-            let lie = self.rng.chance(self.faults.lies);
-            if lie {
-                self.count("fault: wrong belief");
-            }
-            if lie || self.rng.chance(600) {
-                let id = self.nodes[other].id;
-                let dead = gone ^ lie;
-                if dead {
-                    believed.insert(id);
-                } else {
-                    believed.remove(&id);
-                }
-            }
-        }
-        if believed != self.nodes[node].believed_dead {
-            self.nodes[node].believed_dead.clone_from(&believed);
-            self.input_all(node, || Input::Liveness(believed.iter().copied().collect()));
-        }
-        if self.nodes[node].applied + 1 < self.configs.len() && self.rng.chance(500) {
-            let life = self.nodes[node].life;
-            self.schedule(0, Ev::Apply { node, life });
-        }
-        self.judge_clock(node);
-    }
-
-    fn judge_clock(&mut self, node: usize) {
-        let mut offsets: Vec<i64> = self.nodes.iter().map(|node| node.offset).collect();
-        offsets.sort_unstable();
-        let median = offsets[offsets.len() / 2];
-        let off = self.nodes[node].offset.abs_diff(median);
-        let trusted = off <= self.plan.drift_max;
-        if trusted != self.nodes[node].trusted {
-            self.nodes[node].trusted = trusted;
-            self.count("rare: clock judged anew");
-            self.input_all(node, || Input::ClockTrusted(trusted));
         }
     }
 }

@@ -3,12 +3,18 @@
 use torc_protocol::client::RequestId;
 use torc_protocol::record::Record;
 use torc_protocol::time::{MS, SECOND};
+use torc_protocol::version::Digest;
+use torc_ring::{NodeId, Quorum};
 
 use crate::check::{Invariant, Violation};
-use crate::world::{Ev, World};
+use crate::world::{Ev, Fate, World};
 
 /// Virtual time until hints must have gone, in microseconds.
 const DRAIN_MAX: u64 = 120 * SECOND;
+/// Virtual time until the members have to serve under one config, in microseconds.
+const FORM_MAX: u64 = 120 * SECOND;
+/// Clocks that were not further ahead than this are waited for, in microseconds.
+const AHEAD_WAITED: u64 = 30 * SECOND;
 /// No message or disk operation takes longer, in microseconds.
 const SLOWEST: u64 = 10 * SECOND;
 /// Tries of a read at all owners.
@@ -24,31 +30,44 @@ impl World {
             .max()
             .unwrap_or(0);
         self.pass(pauses.saturating_sub(self.now) + SLOWEST + 2 * SECOND);
+        self.form_again();
+        self.change_config();
         self.drain_hints();
-        self.check_books();
-        self.check_rings();
-        if self.violation.is_none() && self.loses_no_hint() {
+        if self.goes_on() {
+            self.check_books();
+            self.check_rings();
+        }
+        if self.goes_on() && self.loses_no_hint() {
             self.check_handed_over();
         }
+        // Where an owner is gone for good, all of them cannot be asked.
+        let quorum = if self.lost_members() == 0 {
+            Quorum::All
+        } else {
+            Quorum::Quorum
+        };
         for key in 0..self.plan.keys {
-            if self.violation.is_none() && self.stored_anywhere(key) {
-                let node = self.rng.below(self.nodes.len() as u64) as usize;
-                self.succeed("read from all owners", node, |world, node| {
-                    world.ask_all(node, key)
-                });
+            if self.goes_on() && self.stored_anywhere(key) {
+                let node = self.any_serving();
+                self.succeed("read", node, |world, node| world.read_at(node, key, quorum));
             }
         }
         // A clock that was far ahead may have minted versions that nobody takes before their time.
-        if self.plan.faults.jumps == 0 {
+        if self.ahead_max < AHEAD_WAITED {
+            self.pass(self.ahead_max);
             for node in 0..self.nodes.len() {
-                let key = self.rng.below(self.plan.keys);
-                self.succeed("written to all owners", node, |world, node| {
-                    world.write_all(node, key)
-                });
+                if self.goes_on() && self.nodes[node].serving {
+                    let key = self.rng.below(self.plan.keys);
+                    self.succeed("written", node, |world, node| {
+                        world.write_at(node, key, quorum)
+                    });
+                }
             }
         }
         self.pass(5 * SECOND);
-        self.check_converged();
+        if self.goes_on() {
+            self.check_converged();
+        }
     }
 
     fn heal(&mut self) {
@@ -60,26 +79,72 @@ impl World {
             (this.offset, this.disk.full) = (0, false);
             self.schedule(0, Ev::Restart { node });
         }
-        self.new_config(true);
     }
 
-    fn pass(&mut self, span: u64) {
-        let end = self.now + span;
-        while self.violation.is_none() && self.now < end {
+    /// All members serve under the newest config again.
+    fn form_again(&mut self) {
+        let end = self.now + FORM_MAX + self.ahead_max;
+        while self.goes_on() && !self.is_formed() {
+            if self.now > end {
+                let what = "the members do not serve under one config long after faults have ended";
+                self.fail(Violation::new(Invariant::Progress, what));
+                return;
+            }
             self.step();
         }
     }
 
+    /// The members can still agree on something, and apply it.
+    fn change_config(&mut self) {
+        let version = |world: &Self| world.agreed.latest().map(|config| config.version);
+        let before = version(self);
+        let end = self.now + FORM_MAX + self.ahead_max;
+        while self.goes_on() && version(self) == before {
+            if self.now > end {
+                let what = "no new config is agreed on long after faults have ended";
+                self.fail(Violation::new(Invariant::Progress, what));
+                return;
+            }
+            let node = self.any_serving();
+            self.new_config(node);
+            self.pass(SECOND);
+        }
+        self.form_again();
+    }
+
+    fn any_serving(&mut self) -> usize {
+        let serving: Vec<usize> = (0..self.nodes.len())
+            .filter(|at| self.nodes[*at].serving)
+            .collect();
+        if serving.is_empty() {
+            return 0;
+        }
+        self.rng.pick(&serving)
+    }
+
+    fn pass(&mut self, span: u64) {
+        let end = self.now + span;
+        while self.goes_on() && self.now < end {
+            self.step();
+        }
+    }
+
+    /// Hints whose target is there to take them.
     fn hints_on_disk(&self) -> usize {
+        let there = |id: NodeId| {
+            self.index_of(id)
+                .is_some_and(|at| self.nodes[at].fate == Fate::Stays)
+        };
         self.nodes
             .iter()
-            .map(|node| node.disk.visible.hints.len())
-            .sum()
+            .flat_map(|node| node.disk.visible.hints.keys())
+            .filter(|at| there(at.target))
+            .count()
     }
 
     fn drain_hints(&mut self) {
         let end = self.now + DRAIN_MAX;
-        while self.violation.is_none() && self.hints_on_disk() > 0 {
+        while self.goes_on() && self.hints_on_disk() > 0 {
             if self.now > end {
                 let left = self.hints_on_disk();
                 let what = format!("{left} hints are not delivered long after faults have ended");
@@ -103,7 +168,7 @@ impl World {
             let books = node.books;
             let stored = node.disk.visible.hints.len() as u64;
             // What was removed in a life that ended before it could tell is in nobody's books.
-            let crashes = self.plan.faults.crashes > 0;
+            let crashes = self.plan.faults.end_lives();
             let removed = books.handed_over + books.given_up;
             let told_removed = books.delivered + books.dropped;
             let wrong = told != stored
@@ -128,10 +193,14 @@ impl World {
     }
 
     fn check_rings(&mut self) {
+        let ring = self.agreed.latest().map(|config| config.ring_version);
         for at in 0..self.nodes.len() {
-            let ring = self.ring_of(at);
-            if self.nodes[at].slots.iter().any(|slot| slot.drained != ring) {
-                let what = format!("n{at} never said that it has drained for ring {}", ring.0);
+            if self.nodes[at].latest().is_none() {
+                continue;
+            }
+            let slots = &self.nodes[at].slots;
+            if slots.iter().any(|slot| Some(slot.drained) != ring) {
+                let what = format!("n{at} never said that it has drained for ring {ring:?}");
                 self.fail(Violation::new(Invariant::Progress, what));
             }
         }
@@ -143,7 +212,7 @@ impl World {
             .nodes
             .iter()
             .any(|node| node.books.dropped + node.books.refused > 0);
-        faults.crashes == 0 && faults.full == 0 && !dropped
+        !faults.end_lives() && faults.full == 0 && faults.refusals == 0 && !dropped
     }
 
     /// Where no coordinator crashed and no hint was dropped, every owner has every acknowledged write
@@ -151,14 +220,8 @@ impl World {
     fn check_handed_over(&mut self) {
         for key in 0..self.plan.keys {
             let must = self.clients.acknowledged(key);
-            let record_key = self.record_key(key);
-            for owner in self.owners(&record_key) {
-                let found = self.nodes[owner]
-                    .disk
-                    .visible
-                    .records
-                    .get(&record_key)
-                    .map(Record::version);
+            for (owner, found) in self.owned(key) {
+                let found = found.map(|digest| digest.version);
                 if found < must {
                     let what = format!(
                         "n{owner} lacks {must:?} of key {key} after all hints were delivered"
@@ -167,6 +230,27 @@ impl World {
                 }
             }
         }
+    }
+
+    /// The owners of a key that are there, by the newest config, and what each has.
+    fn owned(&mut self, key: u64) -> Vec<(usize, Option<Digest>)> {
+        let record_key = self.record_key(key);
+        let Some(placed) = self.newest() else {
+            return Vec::new();
+        };
+        let ids: Vec<NodeId> = placed
+            .sets(&record_key)
+            .iter()
+            .flat_map(|set| set.nodes.iter().copied())
+            .collect();
+        let there = ids.into_iter().filter_map(|id| self.index_of(id));
+        there
+            .filter(|at| self.nodes[*at].fate == Fate::Stays)
+            .map(|at| {
+                let stored = self.nodes[at].disk.visible.records.get(&record_key);
+                (at, stored.map(Record::digest))
+            })
+            .collect()
     }
 
     fn stored_anywhere(&self, key: u64) -> bool {
@@ -188,36 +272,27 @@ impl World {
             let before = oks(self);
             let id = ask(self, node);
             let end = self.now + 6 * SECOND;
-            while self.violation.is_none() && self.clients.is_waiting(id) && self.now < end {
+            while self.goes_on() && self.clients.is_waiting(id) && self.now < end {
                 self.step();
             }
-            if self.violation.is_some() || oks(self) > before {
+            if !self.goes_on() || oks(self) > before {
                 return;
             }
+        }
+        if !self.goes_on() {
+            return;
         }
         let what = format!("a key cannot be {what} through n{node} long after faults have ended");
         self.fail(Violation::new(Invariant::Progress, what));
     }
 
     fn check_converged(&mut self) {
-        if self.plan.repair == torc_ring::ReadRepair::Off {
+        if self.plan.repair == torc_ring::ReadRepair::Off || self.lost_members() > 0 {
             return;
         }
         for key in 0..self.plan.keys {
-            let record_key = self.record_key(key);
-            let states: Vec<_> = self
-                .owners(&record_key)
-                .into_iter()
-                .map(|owner| {
-                    self.nodes[owner]
-                        .disk
-                        .visible
-                        .records
-                        .get(&record_key)
-                        .map(Record::digest)
-                })
-                .collect();
-            if states.windows(2).any(|pair| pair[0] != pair[1]) {
+            let states = self.owned(key);
+            if states.windows(2).any(|pair| pair[0].1 != pair[1].1) {
                 let what =
                     format!("owners of key {key} differ after a read of all of them: {states:?}");
                 self.fail(Violation::new(Invariant::Converge, what));

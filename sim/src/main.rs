@@ -50,7 +50,8 @@ impl FromStr for Seeds {
 
 fn mutant(name: &str) -> Result<Mutant, String> {
     let found = Mutant::ALL
-        .into_iter()
+        .iter()
+        .copied()
         .find(|mutant| format!("{mutant:?}") == name);
     found.ok_or_else(|| format!("no such mutant; there are {:?}", Mutant::ALL))
 }

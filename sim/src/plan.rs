@@ -18,6 +18,10 @@ pub struct Plan {
     pub ops: u64,
     /// Nodes, 1..=7.
     pub nodes: usize,
+    /// How they become a cluster.
+    pub formation: Formation,
+    /// Clients do not wait until the cluster is complete.
+    pub early: bool,
     /// Partitions as a power of two.
     pub bits: u8,
     /// The bucket's n.
@@ -60,6 +64,17 @@ pub struct Plan {
     pub mutant: Option<Mutant>,
 }
 
+/// How the nodes of a run become a cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Formation {
+    /// The first config, with all of them in it, is on their disks.
+    Formed,
+    /// The first config names one node, the others join it.
+    Joined,
+    /// One node is bootstrapped with the bucket's default settings, the others join it.
+    Bootstrapped,
+}
+
 /// Rates of faults; 0 where a run has none of a kind.
 #[derive(Clone, Debug, Default)]
 pub struct Faults {
@@ -85,10 +100,16 @@ pub struct Faults {
     pub full: u64,
     /// Weight of clock jumps.
     pub jumps: u64,
-    /// Weight of new configs.
+    /// Weight of new ring versions with the same members.
     pub configs: u64,
-    /// Weight of freezes, each followed by a new ring.
+    /// Weight of freezes whose leader is gone: they last until the members thaw by themselves.
     pub freezes: u64,
+    /// Weight of lost data directories: the node comes back as a new one.
+    pub wipes: u64,
+    /// Weight of disks that are set back to an older image.
+    pub images: u64,
+    /// Commits that are refused as if even the reserve were gone, permille.
+    pub refusals: u64,
 }
 
 impl Plan {
@@ -105,23 +126,39 @@ impl Plan {
             2 => (u64::from(n), 1),
             _ => (u64::from(n) / 2 + 1, u64::from(n) / 2 + 1),
         };
+        let formation = rng.pick(&[
+            Formation::Formed,
+            Formation::Formed,
+            Formation::Joined,
+            Formation::Joined,
+            Formation::Bootstrapped,
+        ]);
+        // A new cluster's bucket has the documented settings.
+        let default = formation == Formation::Bootstrapped;
+        let (n, r, w) = if default { (3, 2, 2) } else { (n, r, w) };
         let fsync = !rng.chance(250);
         Self {
             seed,
             ops,
             nodes,
+            formation,
+            early: rng.chance(150),
             bits: rng.pick(&[0, 2, 4, 6]),
             n,
             r: Quorum::Count(r as u8),
             w: Quorum::Count(w as u8),
             own_quorums: rng.chance(300),
-            repair: rng.pick(&[
-                ReadRepair::Blocking,
-                ReadRepair::Blocking,
-                ReadRepair::Blocking,
-                ReadRepair::Async,
-                ReadRepair::Off,
-            ]),
+            repair: if default {
+                ReadRepair::Blocking
+            } else {
+                rng.pick(&[
+                    ReadRepair::Blocking,
+                    ReadRepair::Blocking,
+                    ReadRepair::Blocking,
+                    ReadRepair::Async,
+                    ReadRepair::Off,
+                ])
+            },
             sloppy: rng.chance(250),
             fsync,
             keys: rng.pick(&[1, 2, 3, 5, 20, 100]),
@@ -146,10 +183,12 @@ impl Plan {
         }
     }
 
-    /// Owners that a key has.
+    /// Members whose data may be lost for good without the loss of anything that was acknowledged by a
+    /// majority: fewer than half of the owners of any key, and of the members.
     #[must_use]
-    pub fn owners(&self) -> usize {
-        usize::from(self.n).min(self.nodes)
+    pub fn losses_max(&self, members: usize) -> usize {
+        let owners = usize::from(self.n).min(members);
+        owners.saturating_sub(1) / 2
     }
 
     /// Whether data that was reported committed may be gone later.
@@ -181,8 +220,16 @@ impl Faults {
             jumps: some(&[1, 2]),
             configs: some(&[1, 3]),
             freezes: some(&[1]),
+            wipes: some(&[1]),
+            images: some(&[1]),
+            refusals: some(&[1, 10]),
             every: rng.pick(&[50 * MS, 300 * MS, SECOND, 4 * SECOND]),
         }
+    }
+
+    /// Whether lives of nodes end without a warning.
+    pub(crate) fn end_lives(&self) -> bool {
+        self.crashes > 0 || self.wipes > 0 || self.images > 0
     }
 
     /// The same without anything that goes wrong by itself.

@@ -2,38 +2,39 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use torc_protocol::client::{ClientReply, ClientRequest, RequestId};
-use torc_protocol::message::{PeerBody, RecordKey, Request, RequestKind};
-use torc_protocol::record::{Kind, Record};
-use torc_protocol::shard::Shard;
-use torc_protocol::shard_io::{Input, View};
+use torc_protocol::cluster_io::ClusterInput;
+use torc_protocol::shard_io::Input;
 use torc_protocol::store::{CommitId, Found, Query, ReadId, StoreError};
 use torc_protocol::time::{MS, SECOND};
-use torc_ring::{
-    BucketId, ClusterId, Config, ConfigVersion, Member, NodeId, RingVersion, Secret, Token,
-};
+use torc_ring::{BucketId, Config, NodeId, Token};
 
+use crate::check::agreed::Agreed;
 use crate::check::mint::Mint;
 use crate::check::rounds::Rounds;
 use crate::check::{Invariant, Violation};
 use crate::client::Clients;
-use crate::disk::Disk;
+use crate::place::{Placed, Places};
 use crate::plan::{Faults, Plan};
 use crate::rng::Rng;
 
-mod drive;
+pub(crate) use self::node::{Fate, Node, Place};
+use torc_protocol::message::RecordKey;
+
+mod cluster;
+mod disks;
+mod network;
+mod node;
+mod shards;
+mod text;
 
 /// The one bucket of a run.
 pub(crate) const BUCKET: BucketId = BucketId(1);
-/// Wall clock at the start of a run, in microseconds since 1970.
-const EPOCH: u64 = 1_800_000_000 * SECOND;
-/// Typical time that a message takes, in microseconds.
-const HOP: u64 = 300;
-/// Typical time that the disk takes, in microseconds.
-const DISK: u64 = 200;
+/// Virtual time in which a cluster usually forms, in microseconds; clients do not wait for longer.
+const FORMING_MAX: u64 = 60 * SECOND;
 /// Lines of trace that are kept.
 const TRACE_MAX: usize = 200_000;
 /// Events after which a run is taken to be stuck in a loop.
@@ -61,9 +62,22 @@ pub struct Outcome {
 #[must_use]
 pub fn run(plan: &Plan, trace: bool) -> Outcome {
     let mut world = World::new(plan, trace);
-    world.live();
-    if world.violation.is_none() {
-        world.finish();
+    let lived = catch_unwind(AssertUnwindSafe(|| {
+        world.form();
+        world.live();
+        if world.goes_on() {
+            world.finish();
+        }
+    }));
+    if let Err(panic) = lived {
+        let what = panic
+            .downcast_ref::<String>()
+            .cloned()
+            .or_else(|| panic.downcast_ref::<&str>().map(|&text| text.to_owned()));
+        world.fail(Violation::new(
+            Invariant::Asserted,
+            what.unwrap_or_default(),
+        ));
     }
     Outcome {
         violation: world.violation,
@@ -74,59 +88,55 @@ pub fn run(plan: &Plan, trace: bool) -> Outcome {
     }
 }
 
+/// What can happen next.
 #[derive(Debug)]
 pub(crate) enum Ev {
+    /// A message arrives.
     Deliver {
-        from: usize,
-        to: usize,
+        from: NodeId,
+        to: NodeId,
         frame: Bytes,
     },
-    Tick {
-        at: Place,
+    /// A shard's timer.
+    Tick { at: Place },
+    /// The cluster machine's timer.
+    ClusterTick { node: usize, life: u32 },
+    /// Something within a node reaches one of its shards.
+    Mail { at: Place, input: Input },
+    /// Something within a node reaches its cluster machine.
+    ClusterMail {
+        node: usize,
+        life: u32,
+        input: ClusterInput,
     },
-    ReadRun {
-        at: Place,
-        id: ReadId,
-        query: Query,
-    },
+    /// The disk looks something up.
+    ReadRun { at: Place, id: ReadId, query: Query },
+    /// The disk answers.
     ReadDone {
         at: Place,
         id: ReadId,
         result: Result<Found, StoreError>,
     },
-    Flushed {
-        node: usize,
-        life: u32,
-    },
+    /// The disk has written a group of commits.
+    Flushed { node: usize, life: u32 },
+    /// The outcome of a commit reaches whoever asked for it.
     Committed {
         at: Place,
         id: CommitId,
         result: Result<(), StoreError>,
     },
-    Sync {
-        node: usize,
-        life: u32,
-    },
-    Apply {
-        node: usize,
-        life: u32,
-    },
-    Serve {
-        node: usize,
-        life: u32,
-    },
-    Gossip {
-        node: usize,
-    },
-    Restart {
-        node: usize,
-    },
+    /// The disk syncs by itself, where commits are not fsynced.
+    Sync { node: usize, life: u32 },
+    /// A node looks at what gossip tells it.
+    Gossip { node: usize },
+    /// A node starts.
+    Restart { node: usize },
+    /// Something goes wrong.
     Fault,
+    /// A fault ends.
     Mend(Mend),
-    NewRing,
-    Client {
-        client: usize,
-    },
+    /// A client asks for something.
+    Client { client: usize },
 }
 
 /// The end of a fault.
@@ -135,59 +145,6 @@ pub(crate) enum Mend {
     Cut(usize, usize),
     Full(usize),
     Clock(usize),
-}
-
-/// One shard of one life of a node.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Place {
-    pub(crate) node: usize,
-    pub(crate) life: u32,
-    pub(crate) shard: u8,
-}
-
-pub(crate) struct Slot {
-    pub(crate) shard: Shard,
-    tick_at: Option<u64>,
-    pub(crate) drained: RingVersion,
-    /// Hints waiting by target, as last told.
-    pub(crate) waiting: BTreeMap<NodeId, u64>,
-}
-
-pub(crate) struct Node {
-    pub(crate) id: NodeId,
-    pub(crate) life: u32,
-    /// Empty while the node is down.
-    pub(crate) slots: Vec<Slot>,
-    pub(crate) serving: bool,
-    pub(crate) disk: Disk,
-    /// Index of the config that it has applied.
-    pub(crate) applied: usize,
-    pub(crate) offset: i64,
-    pub(crate) trusted: bool,
-    pub(crate) paused_until: u64,
-    pub(crate) believed_dead: BTreeSet<NodeId>,
-    pub(crate) books: Books,
-}
-
-/// Hints of one node over all of its lives.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Books {
-    /// Removed from disk while the target had the record.
-    pub(crate) handed_over: u64,
-    /// Removed while it had not.
-    pub(crate) given_up: u64,
-    /// Reported as delivered.
-    pub(crate) delivered: u64,
-    /// Reported as dropped from disk.
-    pub(crate) dropped: u64,
-    /// Reported as dropped before they were stored.
-    pub(crate) refused: u64,
-}
-
-impl Node {
-    pub(crate) fn is_up(&self) -> bool {
-        !self.slots.is_empty()
-    }
 }
 
 pub(crate) struct World {
@@ -199,13 +156,20 @@ pub(crate) struct World {
     seq: u64,
     queue: BTreeMap<(u64, u64), Ev>,
     pub(crate) nodes: Vec<Node>,
-    pub(crate) configs: Vec<Arc<View>>,
+    /// Seed of the token hash.
+    token_seed: u64,
+    places: Places,
     pub(crate) cuts: BTreeSet<(usize, usize)>,
     pub(crate) clients: Clients,
+    pub(crate) agreed: Agreed,
     pub(crate) mint: Mint,
     pub(crate) rounds: Rounds,
     pub(crate) counts: Counts,
     pub(crate) violation: Option<(u64, Violation)>,
+    /// Something has happened that is outside the fault model: what follows says nothing.
+    pub(crate) void: bool,
+    /// The furthest that any clock ever was ahead of time, in microseconds.
+    pub(crate) ahead_max: u64,
     hash: u64,
     tracing: bool,
     trace: VecDeque<String>,
@@ -216,56 +180,66 @@ impl World {
     fn new(plan: &Plan, tracing: bool) -> Self {
         let mut rng = Rng::new(plan.seed.wrapping_mul(0x2545_f491_4f6c_dd1d) ^ 1);
         let zones = rng.between(1, 3);
-        let members = (0..plan.nodes as u64).map(|at| member(at, zones)).collect();
-        let seeds = (rng.word(), Secret([0; 32]));
-        let mut config = Config::bootstrap(ClusterId(1), seeds, plan.bits, member(0, zones));
-        config.current = members;
-        let bucket = &mut config.buckets[0];
-        (bucket.n, bucket.r, bucket.w) = (plan.n, plan.r, plan.w);
-        bucket.read_repair = plan.repair;
-        let nodes = config
-            .current
-            .iter()
-            .map(|member| Node::new(member.id, plan))
-            .collect();
+        let nodes = (0..plan.nodes).map(|at| Node::new(at, zones, plan));
         let mut world = Self {
             plan: plan.clone(),
             faults: plan.faults.clone(),
+            token_seed: rng.word(),
             rng,
             now: SECOND,
             seq: 0,
             queue: BTreeMap::new(),
-            nodes,
-            configs: vec![View::new(config)],
+            nodes: nodes.collect(),
+            places: Places::default(),
             cuts: BTreeSet::new(),
             clients: Clients::default(),
+            agreed: Agreed::default(),
             mint: Mint::default(),
             rounds: Rounds::default(),
             counts: Counts::new(),
             violation: None,
+            void: false,
+            ahead_max: 0,
             hash: 0,
             tracing,
             trace: VecDeque::new(),
             events: 0,
         };
+        world.prepare_disks();
         for node in 0..plan.nodes {
-            world.start(node);
+            world.schedule(0, Ev::Restart { node });
             world.schedule(100 * MS, Ev::Gossip { node });
-        }
-        for client in 0..plan.clients as usize {
-            let after = world.rng.below(100 * MS);
-            world.schedule(after, Ev::Client { client });
         }
         let after = world.rng.below(plan.faults.every);
         world.schedule(after, Ev::Fault);
         world
     }
 
-    /// The safety phase: until the clients have had all their operations.
-    fn live(&mut self) {
-        while self.violation.is_none() && !self.clients.finished(&self.plan) {
+    /// Before the clients come: until all nodes are members and serve, or for as long as one would wait.
+    fn form(&mut self) {
+        let end = self.now + FORMING_MAX;
+        while self.goes_on() && self.now < end && !self.is_formed() {
+            if self.plan.early && self.nodes.iter().any(|node| node.serving) {
+                break;
+            }
             self.step();
         }
+        for client in 0..self.plan.clients as usize {
+            let after = self.rng.below(100 * MS);
+            self.schedule(after, Ev::Client { client });
+        }
+    }
+
+    /// The safety phase: until the clients have had all their operations.
+    fn live(&mut self) {
+        while self.goes_on() && !self.clients.finished(&self.plan) {
+            self.step();
+        }
+    }
+
+    /// Nothing has been found, and there is still something to be found.
+    pub(crate) fn goes_on(&self) -> bool {
+        self.violation.is_none() && !self.void
     }
 
     pub(crate) fn schedule(&mut self, after: u64, event: Ev) {
@@ -320,7 +294,7 @@ impl World {
         if self.events > EVENTS_PER_OP_MAX * (self.plan.ops + 100) {
             self.fail(Violation::new(Invariant::Progress, "events without end"));
         }
-        if let Some(node) = subject(&event)
+        if let Some(node) = self.subject(&event)
             && self.nodes[node].paused_until > at
         {
             self.queue
@@ -334,208 +308,68 @@ impl World {
     fn happen(&mut self, event: Ev) {
         match event {
             Ev::Deliver { from, to, frame } => self.deliver(from, to, &frame),
-            Ev::Tick { at } => {
-                let now = self.now;
-                // A tick that an earlier one has replaced is none.
-                if let Some(slot) = self
-                    .slot(at)
-                    .filter(|slot| slot.tick_at.is_some_and(|due| due <= now))
-                {
-                    slot.tick_at = None;
-                    self.input(at, Input::Tick);
+            Ev::Tick { at } => self.tick(at),
+            Ev::ClusterTick { node, life } => self.cluster_tick(node, life),
+            Ev::Mail { at, input } => self.input_if_alive(at, input),
+            Ev::ClusterMail { node, life, input } => {
+                if self.alive(node, life) {
+                    self.cluster_input(node, input);
                 }
             }
-            Ev::ReadRun { at, id, query } => {
-                if self.slot(at).is_some() {
-                    let failed = self.rng.chance(self.faults.read_errors);
-                    let result = if failed {
-                        self.count("fault: read error");
-                        Err(StoreError::Corrupt)
-                    } else {
-                        Ok(self.nodes[at.node].disk.visible.find(&query))
-                    };
-                    let after = if self.rng.chance(100) {
-                        self.rng.below(2 * MS)
-                    } else {
-                        0
-                    };
-                    self.schedule(after, Ev::ReadDone { at, id, result });
-                }
-            }
+            Ev::ReadRun { at, id, query } => self.read(at, id, &query),
             Ev::ReadDone { at, id, result } => self.input_if_alive(at, Input::Read(id, result)),
             Ev::Flushed { node, life } => self.flushed(node, life),
-            Ev::Committed { at, id, result } => {
-                self.input_if_alive(at, Input::Committed(id, result));
-            }
-            Ev::Sync { node, life } => {
-                if self.alive(node, life) {
-                    self.nodes[node].disk.sync();
-                    let after = self.rng.tailed(100 * MS);
-                    self.schedule(after, Ev::Sync { node, life });
-                }
-            }
-            Ev::Apply { node, life } => self.apply_config(node, life),
-            Ev::Serve { node, life } => {
-                if self.alive(node, life) {
-                    self.nodes[node].serving = true;
-                    self.input_all(node, || Input::Serve);
-                }
-            }
+            Ev::Committed { at, id, result } => self.committed(at, id, result),
+            Ev::Sync { node, life } => self.sync(node, life),
             Ev::Gossip { node } => self.gossip(node),
             Ev::Restart { node } => self.start(node),
             Ev::Fault => self.fault(),
             Ev::Mend(mend) => self.mend(mend),
-            Ev::NewRing => self.new_config(true),
             Ev::Client { client } => self.client_turn(client),
         }
     }
 
-    fn alive(&self, node: usize, life: u32) -> bool {
-        self.nodes[node].life == life && self.nodes[node].is_up()
-    }
-
-    fn slot(&mut self, at: Place) -> Option<&mut Slot> {
-        if !self.alive(at.node, at.life) {
-            return None;
-        }
-        self.nodes[at.node].slots.get_mut(usize::from(at.shard))
-    }
-
-    fn input_if_alive(&mut self, at: Place, input: Input) {
-        if self.slot(at).is_some() {
-            self.input(at, input);
-        }
-    }
-
-    pub(crate) fn input_all(&mut self, node: usize, mut input: impl FnMut() -> Input) {
-        let life = self.nodes[node].life;
-        for shard in 0..self.nodes[node].slots.len() {
-            self.input_if_alive(
-                Place {
-                    node,
-                    life,
-                    shard: shard as u8,
-                },
-                input(),
-            );
+    /// The node whose pause holds an event up.
+    fn subject(&self, event: &Ev) -> Option<usize> {
+        match event {
+            Ev::Deliver { to, .. } => self.index_of(*to),
+            Ev::Tick { at }
+            | Ev::Mail { at, .. }
+            | Ev::ReadRun { at, .. }
+            | Ev::ReadDone { at, .. }
+            | Ev::Committed { at, .. } => Some(at.node),
+            Ev::ClusterTick { node, .. }
+            | Ev::ClusterMail { node, .. }
+            | Ev::Flushed { node, .. }
+            | Ev::Sync { node, .. }
+            | Ev::Gossip { node } => Some(*node),
+            Ev::Restart { .. } | Ev::Fault | Ev::Mend(_) | Ev::Client { .. } => None,
         }
     }
 
-    pub(crate) fn new_config(&mut self, ring: bool) {
-        let last = &self.configs[self.configs.len() - 1].config;
-        let mut config = last.clone();
-        config.version = ConfigVersion(last.version.0 + 1);
-        if ring {
-            config.ring_version = RingVersion(config.version.0);
-        }
-        self.note(format_args!(
-            "config {} ring {}",
-            config.version.0, config.ring_version.0
-        ));
-        self.configs.push(View::new(config));
-        for node in 0..self.nodes.len() {
-            let life = self.nodes[node].life;
-            let after = self.rng.tailed(5 * MS);
-            self.schedule(after, Ev::Apply { node, life });
-        }
-    }
-
-    pub(crate) fn ring_of(&self, node: usize) -> RingVersion {
-        self.configs[self.nodes[node].applied].config.ring_version
+    /// Where the node of that identity lives; nowhere once it has lost its data.
+    pub(crate) fn index_of(&self, id: NodeId) -> Option<usize> {
+        self.nodes.iter().position(|node| node.member.id == id)
     }
 
     pub(crate) fn record_key(&self, number: u64) -> RecordKey {
         let key = key_bytes(number);
-        let seed = self.configs[0].config.seed;
         RecordKey {
             bucket: BUCKET,
-            token: Token::of(seed, BUCKET, &key),
+            token: Token::of(self.token_seed, BUCKET, &key),
             key,
         }
     }
 
-    pub(crate) fn owners(&self, key: &RecordKey) -> Vec<usize> {
-        let view = &self.configs[0];
-        let owners = view
-            .ring
-            .owners(self.plan.n, key.token.partition(self.plan.bits));
-        owners
-            .iter()
-            .filter_map(|id| self.nodes.iter().position(|node| node.id == *id))
-            .collect()
+    /// The tables of a config.
+    pub(crate) fn placed(&mut self, config: &Config) -> Arc<Placed> {
+        self.places.of(config, self.plan.n)
     }
 
-    pub(crate) fn hand_over(
-        &mut self,
-        node: usize,
-        partition: u16,
-        id: RequestId,
-        request: ClientRequest,
-    ) {
-        let this = &self.nodes[node];
-        let shard = usize::from(partition) % this.slots.len().max(1);
-        let at = Place {
-            node,
-            life: this.life,
-            shard: shard as u8,
-        };
-        self.input_if_alive(at, Input::Client(id, request));
-    }
-}
-
-impl Node {
-    fn new(id: NodeId, plan: &Plan) -> Self {
-        Self {
-            id,
-            life: 0,
-            slots: Vec::new(),
-            serving: false,
-            disk: Disk::new(plan.fsync),
-            applied: 0,
-            offset: 0,
-            trusted: true,
-            paused_until: 0,
-            believed_dead: BTreeSet::new(),
-            books: Books::default(),
-        }
-    }
-}
-
-fn member(at: u64, zones: u64) -> Member {
-    Member {
-        id: NodeId(at + 1),
-        name: format!("n{at}"),
-        zone: format!("z{}", at % zones),
-        weight: 100,
-        peer: format!("n{at}:1"),
-        http: format!("n{at}:2"),
-    }
-}
-
-/// The node whose pause holds an event up.
-fn subject(event: &Ev) -> Option<usize> {
-    match event {
-        Ev::Deliver { to, .. } => Some(*to),
-        Ev::Tick { at }
-        | Ev::ReadRun { at, .. }
-        | Ev::ReadDone { at, .. }
-        | Ev::Committed { at, .. } => Some(at.node),
-        Ev::Flushed { node, .. }
-        | Ev::Sync { node, .. }
-        | Ev::Apply { node, .. }
-        | Ev::Serve { node, .. }
-        | Ev::Gossip { node } => Some(*node),
-        Ev::Restart { .. } | Ev::Fault | Ev::Mend(_) | Ev::NewRing | Ev::Client { .. } => None,
-    }
-}
-
-fn partition_of(request: &Request, bits: u8) -> u16 {
-    match &request.kind {
-        RequestKind::Write { key, .. }
-        | RequestKind::StandIn { key, .. }
-        | RequestKind::Read { key, .. }
-        | RequestKind::Watch { key, .. } => key.token.partition(bits).0,
-        RequestKind::List { partition, .. } => partition.0,
+    /// The tables of the newest decided config, if there is any.
+    pub(crate) fn newest(&mut self) -> Option<Arc<Placed>> {
+        let latest = self.agreed.latest().cloned()?;
+        Some(self.placed(&latest))
     }
 }
 
@@ -543,56 +377,6 @@ pub(crate) fn key_bytes(number: u64) -> Bytes {
     Bytes::copy_from_slice(&number.to_be_bytes())
 }
 
-pub(crate) fn number_of(key: &RecordKey) -> u64 {
-    number_of_bytes(&key.key)
-}
-
 pub(crate) fn number_of_bytes(key: &[u8]) -> u64 {
     key.try_into().map_or(u64::MAX, u64::from_be_bytes)
-}
-
-/// The client's operation that made this record; tombstones do not tell.
-pub(crate) fn write_of(record: &Record) -> Option<u64> {
-    if record.kind() != Kind::Value {
-        return None;
-    }
-    record
-        .value_bytes()
-        .get(..8)
-        .and_then(|id| id.try_into().ok())
-        .map(u64::from_be_bytes)
-}
-
-/// An input on one line.
-struct Brief<'a>(&'a Input);
-
-impl fmt::Display for Brief<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            Input::Config(view) => write!(f, "Config({})", view.config.version.0),
-            Input::Peer(from, message) => match &message.body {
-                PeerBody::Request(r) => write!(
-                    f,
-                    "{from} asks {:?} ring {}: {:.200}",
-                    r.op,
-                    r.ring.0,
-                    format!("{:?}", r.kind)
-                ),
-                PeerBody::Reply(r) => write!(
-                    f,
-                    "{from} says {:?} ring {}: {:.200}",
-                    r.op,
-                    r.ring.0,
-                    format!("{:?}", r.kind)
-                ),
-                PeerBody::Cluster(_) => write!(f, "{from} cluster"),
-            },
-            other => write!(f, "{:.200}", format!("{other:?}")),
-        }
-    }
-}
-
-/// Whether a reply says that a write may not have happened for certain.
-pub(crate) fn is_ok(reply: &ClientReply) -> bool {
-    !matches!(reply, ClientReply::Failed(_))
 }

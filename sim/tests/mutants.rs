@@ -12,6 +12,11 @@ fn broken(mutant: Mutant) -> &'static [Invariant] {
     use Invariant as I;
     match mutant {
         Mutant::AckBeforeCommit => &[I::Durable],
+        Mutant::VoteBeforeDurable
+        | Mutant::AcceptedIgnored
+        | Mutant::VoteBeforeStartCheck
+        | Mutant::ProposalOnUndecided => &[I::Agreed],
+        Mutant::BallotReused => &[I::Agreed, I::Mint],
         Mutant::BoundNotPersisted | Mutant::RetryRemints => &[I::Mint],
         Mutant::WriteBackNotAwaited => &[I::Durable, I::Order],
         Mutant::HintRemovedBeforeAck | Mutant::HintForgotten => {

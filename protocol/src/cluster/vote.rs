@@ -9,6 +9,8 @@ use super::{After, COMMITS_MAX, Cluster};
 use crate::agree::{self, Acceptor, Ballot, Proposer, Verdict};
 use crate::cluster_io::ClusterEvent;
 use crate::cluster_message::ClusterMessage;
+use crate::hlc::Hlc;
+use crate::mutant::Mutant;
 use crate::store::{StateKey, Write};
 use crate::time::{MS, Mono, Now, SECOND};
 use crate::wire::{self, Blob};
@@ -182,6 +184,9 @@ impl Cluster {
             key: StateKey::Acceptor(version),
             value,
         };
+        if self.has(Mutant::VoteBeforeDurable) {
+            self.send(to, answer.clone());
+        }
         self.commit(vec![put], After::Send(to, answer));
     }
 
@@ -191,9 +196,19 @@ impl Cluster {
         }
     }
 
+    /// The config that a proposal follows: the newest decided one, never one that is merely accepted.
+    pub(super) fn base(&self) -> Option<Arc<Config>> {
+        let latest = self.acting()?;
+        let accepted = self.votes.acceptor.accepted();
+        match accepted.filter(|_| self.has(Mutant::ProposalOnUndecided)) {
+            Some((_, value)) => Some(Arc::clone(value)),
+            None => Some(latest),
+        }
+    }
+
     /// Begins to propose `wish`, which follows the newest decided config. Answers whether it does.
     pub(super) fn propose(&mut self, wish: Arc<Config>, now: Now) -> bool {
-        let Some(latest) = self.acting() else {
+        let Some(latest) = self.base() else {
             return false;
         };
         let fits = agree::may_follow(&latest, &wish) && wish.validate().is_ok();
@@ -214,8 +229,10 @@ impl Cluster {
     }
 
     fn begin_round(&mut self, now: Now) {
-        let latest = self.acting().filter(|_| self.peers.clock_trusted());
+        let latest = self.base().filter(|_| self.peers.clock_trusted());
         let pause = self.jitter(now, ROUND.0, ROUND.1).since(now.mono);
+        let reuses = self.has(Mutant::BallotReused);
+        let shifts_base = self.has(Mutant::ProposalOnUndecided);
         let Some(proposal) = &mut self.votes.proposal else {
             return;
         };
@@ -223,7 +240,12 @@ impl Cluster {
             proposal.retry_at = now.mono.plus(pause);
             return;
         };
-        let Ok(hlc) = self.clock.mint(now.wall) else {
+        let minted = if reuses {
+            Ok(Hlc(proposal.rounds + 1))
+        } else {
+            self.clock.mint(now.wall)
+        };
+        let Ok(hlc) = minted else {
             proposal.retry_at = now.mono.plus(BOUND_WAIT);
             return;
         };
@@ -232,6 +254,10 @@ impl Cluster {
             node: self.node,
         };
         let version = proposal.wish.version;
+        if shifts_base && version.0 != latest.version.0 + 1 {
+            self.votes.proposal = None;
+            return;
+        }
         let round = Proposer::new(ballot, &latest, Arc::clone(&proposal.wish));
         let acceptors = round.acceptors().to_vec();
         proposal.round = Some(round);
@@ -255,8 +281,16 @@ impl Cluster {
         let Some(latest) = self.acting() else {
             return;
         };
+        // A late answer, to a round of a version that is decided by now, is no news and no fault of anybody.
+        let is_mine = self
+            .round(version)
+            .is_some_and(|round| round.ballot() == ballot);
+        if !is_mine {
+            return;
+        }
         let told = match accepted {
             None => None,
+            Some(_) if self.has(Mutant::AcceptedIgnored) => None,
             Some((theirs, blob)) => match wire::decode_config(&blob.0) {
                 Ok(config) if agree::may_follow(&latest, &config) => {
                     Some((theirs, Arc::new(config)))

@@ -1,5 +1,6 @@
 //! Checkers of the invariants. Each is a small machine that is told what happened and says what is wrong.
 
+pub mod agreed;
 pub mod mint;
 pub mod order;
 pub mod rounds;
@@ -15,6 +16,8 @@ pub enum Invariant {
     Converge,
     /// I4, I5: writes and reads follow one order, and reads never go back in time.
     Order,
+    /// I6: one config per version, none skipped, none forgotten.
+    Agreed,
     /// I7: no timestamp is minted twice, and a retry keeps its own.
     Mint,
     /// I8: durable before acknowledged, and before visible.
@@ -27,6 +30,8 @@ pub enum Invariant {
     OneRing,
     /// I13: everything keeps its bound and its deadline.
     Bounded,
+    /// The core's own assertions hold.
+    Asserted,
     /// What a reader finds is what somebody wrote there.
     Genuine,
 }

@@ -6,51 +6,98 @@
 //! them if `s + q > n`: a read must then answer that version or a newer one, a write must be newer than it
 //! or be told that it was superseded. Where all quorums are majorities these rules together say that each
 //! key is a linearizable register whose order is that of the versions.
+//!
+//! While a ring changes there are two sets of owners, and an operation has a quorum in each. Between
+//! different sets nothing can be counted; there the rule is that a majority's value goes over to the next
+//! majority, whatever the members are.
 
 use torc_protocol::version::Version;
+use torc_ring::ConfigVersion;
 
 use super::{Invariant, Violation};
 
 /// Greatest number of owners that the checker knows.
-pub const OWNERS_MAX: usize = 16;
+pub const OWNERS_MAX: usize = 7;
 
-/// The greatest versions known to be on at least so many owners (the index).
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Floor([Option<Version>; OWNERS_MAX + 1]);
+/// Names a set of owners of a key: two sets with one name have the same owners, which have owned the key
+/// all the time between.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SetId {
+    /// The config version since which these are the owners.
+    pub since: ConfigVersion,
+    /// Whether they are those of the ring that is being moved to.
+    pub target: bool,
+}
+
+/// So many of the owners of one set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// The set.
+    pub set: SetId,
+    /// Owners in it.
+    pub of: usize,
+    /// How many of them.
+    pub count: usize,
+}
+
+/// The greatest versions known to be on at least so many owners.
+#[derive(Clone, Debug, Default)]
+pub struct Floor {
+    sets: Vec<(SetId, [Option<Version>; OWNERS_MAX + 1])>,
+    /// On a majority of each set that there was.
+    majority: Option<Version>,
+}
 
 impl Floor {
-    /// The version is on that many owners.
-    pub fn raise(&mut self, owners: usize, version: Version) {
-        let slot = &mut self.0[owners.min(OWNERS_MAX)];
-        *slot = (*slot).max(Some(version));
+    /// The version is on that many owners of each set.
+    pub fn raise(&mut self, on: &[Part], version: Version) {
+        for part in on {
+            let at = self.sets.iter().position(|(set, _)| *set == part.set);
+            let at = at.unwrap_or_else(|| {
+                self.sets.push((part.set, [None; OWNERS_MAX + 1]));
+                self.sets.len() - 1
+            });
+            let slot = &mut self.sets[at].1[part.count.min(OWNERS_MAX)];
+            *slot = (*slot).max(Some(version));
+        }
+        if is_majority(on) {
+            self.majority = self.majority.max(Some(version));
+        }
     }
 
-    /// What an operation must see that asks `quorum` of `n` owners.
+    /// What an operation must see that asks that many owners of each set.
     #[must_use]
-    pub fn seen_by(&self, quorum: usize, n: usize) -> Option<Version> {
-        (1..=OWNERS_MAX)
-            .filter(|owners| owners + quorum > n)
-            .filter_map(|owners| self.0[owners])
-            .max()
+    pub fn seen_by(&self, asked: &[Part]) -> Option<Version> {
+        let counted = asked.iter().filter_map(|part| {
+            let (_, slots) = self.sets.iter().find(|(set, _)| *set == part.set)?;
+            let overlapping =
+                (1..=OWNERS_MAX).filter(|on| on + part.count > part.of && *on <= part.of);
+            overlapping.filter_map(|on| slots[on]).max()
+        });
+        let counted = counted.max();
+        if is_majority(asked) {
+            counted.max(self.majority)
+        } else {
+            counted
+        }
     }
+}
+
+fn is_majority(parts: &[Part]) -> bool {
+    !parts.is_empty() && parts.iter().all(|part| 2 * part.count > part.of)
 }
 
 /// A read that began when `floor` held has found `found`.
 ///
 /// # Errors
 /// When it went back in time.
-pub fn read(
-    floor: &Floor,
-    (quorum, n): (usize, usize),
-    found: Option<Version>,
-) -> Result<(), Violation> {
-    let must = floor.seen_by(quorum, n);
+pub fn read(floor: &Floor, asked: &[Part], found: Option<Version>) -> Result<(), Violation> {
+    let must = floor.seen_by(asked);
     if found >= must {
         return Ok(());
     }
-    let what = format!(
-        "a read of {quorum} of {n} found {found:?}, but {must:?} was known before it began"
-    );
+    let what =
+        format!("a read of {asked:?} found {found:?}, but {must:?} was known before it began");
     Err(Violation::new(Invariant::Order, what))
 }
 
@@ -58,17 +105,12 @@ pub fn read(
 ///
 /// # Errors
 /// When it is not newer than what was known before it began.
-pub fn write(
-    floor: &Floor,
-    (quorum, n): (usize, usize),
-    version: Version,
-) -> Result<(), Violation> {
-    let must = floor.seen_by(quorum, n);
+pub fn write(floor: &Floor, asked: &[Part], version: Version) -> Result<(), Violation> {
+    let must = floor.seen_by(asked);
     if Some(version) > must {
         return Ok(());
     }
-    let what =
-        format!("a write to {quorum} of {n} as {version} lost to {must:?} from before it, untold");
+    let what = format!("a write to {asked:?} as {version} lost to {must:?} from before it, untold");
     Err(Violation::new(Invariant::Order, what))
 }
 
@@ -86,16 +128,25 @@ mod tests {
         }
     }
 
+    fn part(since: u64, count: usize, of: usize) -> Part {
+        let set = SetId {
+            since: ConfigVersion(since),
+            target: false,
+        };
+        Part { set, of, count }
+    }
+
     #[test]
     fn a_read_that_misses_an_acknowledged_write_is_found() {
         let mut floor = Floor::default();
-        floor.raise(2, version(5));
-        assert!(read(&floor, (2, 3), Some(version(5))).is_ok());
-        assert!(read(&floor, (2, 3), Some(version(6))).is_ok());
-        assert!(read(&floor, (2, 3), Some(version(4))).is_err());
-        assert!(read(&floor, (2, 3), None).is_err());
+        floor.raise(&[part(1, 2, 3)], version(5));
+        let two = [part(1, 2, 3)];
+        assert!(read(&floor, &two, Some(version(5))).is_ok());
+        assert!(read(&floor, &two, Some(version(6))).is_ok());
+        assert!(read(&floor, &two, Some(version(4))).is_err());
+        assert!(read(&floor, &two, None).is_err());
         assert!(
-            read(&floor, (1, 3), None).is_ok(),
+            read(&floor, &[part(1, 1, 3)], None).is_ok(),
             "quorums that do not overlap promise nothing"
         );
     }
@@ -103,9 +154,24 @@ mod tests {
     #[test]
     fn a_write_that_silently_loses_is_found() {
         let mut floor = Floor::default();
-        floor.raise(2, version(5));
-        assert!(write(&floor, (2, 3), version(6)).is_ok());
-        assert!(write(&floor, (2, 3), version(4)).is_err());
-        assert!(write(&floor, (1, 3), version(4)).is_ok());
+        floor.raise(&[part(1, 2, 3)], version(5));
+        assert!(write(&floor, &[part(1, 2, 3)], version(6)).is_ok());
+        assert!(write(&floor, &[part(1, 2, 3)], version(4)).is_err());
+        assert!(write(&floor, &[part(1, 1, 3)], version(4)).is_ok());
+    }
+
+    #[test]
+    fn a_majority_is_seen_by_a_majority_of_other_owners_and_nothing_less_is() {
+        let mut floor = Floor::default();
+        floor.raise(&[part(1, 2, 3)], version(5));
+        floor.raise(&[part(1, 1, 3)], version(6));
+        assert!(read(&floor, &[part(4, 2, 3)], Some(version(4))).is_err());
+        assert!(read(&floor, &[part(4, 2, 3)], Some(version(5))).is_ok());
+        assert!(read(&floor, &[part(4, 1, 3)], None).is_ok());
+        let joint = [part(1, 3, 3), part(4, 1, 3)];
+        assert!(
+            read(&floor, &joint, Some(version(5))).is_err(),
+            "the part that asks all of the old owners sees what one of them has"
+        );
     }
 }

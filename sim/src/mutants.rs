@@ -1,0 +1,31 @@
+//! Which invariant has to find which deliberate bug.
+
+use torc_protocol::mutant::Mutant;
+
+use crate::check::Invariant;
+
+/// Invariants of which a mutant breaks one first; none where worlds cannot show it yet.
+#[must_use]
+pub fn broken(mutant: Mutant) -> &'static [Invariant] {
+    use Invariant as I;
+    match mutant {
+        Mutant::AckBeforeCommit => &[I::Durable],
+        Mutant::BoundNotPersisted | Mutant::RetryRemints => &[I::Mint],
+        Mutant::WriteBackNotAwaited | Mutant::ReadQuorumShort => &[I::Durable, I::Order],
+        Mutant::HintRemovedBeforeAck | Mutant::HintForgotten => {
+            &[I::Books, I::Converge, I::Progress]
+        }
+        Mutant::DuplicateAckCounts => &[I::Durable, I::OneRing],
+        Mutant::HintDroppedSilently => &[I::Books, I::Converge],
+        Mutant::AcksKeptAcrossRings | Mutant::ServesAcrossRings => &[I::OneRing],
+        Mutant::VoteBeforeDurable
+        | Mutant::AcceptedIgnored
+        | Mutant::VoteBeforeStartCheck
+        | Mutant::ProposalOnUndecided => &[I::Agreed],
+        Mutant::BallotReused => &[I::Agreed, I::Mint],
+        Mutant::DoubtForgotten => &[I::Genuine],
+        Mutant::SupersededUntold => &[I::Order],
+        // Nobody moves partitions in the worlds yet.
+        Mutant::UnionQuorum | Mutant::TargetReadsOnly => &[],
+    }
+}

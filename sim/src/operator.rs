@@ -1,0 +1,67 @@
+//! What operators do to a cluster while it runs. Each act goes to one node, which may be down, cut off or
+//! busy: then nothing comes of it.
+
+use std::sync::Arc;
+
+use torc_protocol::cluster_io::ClusterInput;
+use torc_protocol::cluster_message::ClusterMessage;
+use torc_protocol::hlc::Hlc;
+use torc_ring::{Bucket, Config};
+
+use crate::world::World;
+
+impl World {
+    /// A new config with the same members: a new ring version, another bucket, or both. Two nodes never
+    /// propose the same.
+    pub(crate) fn new_config(&mut self, node: usize) {
+        let this = &self.nodes[node];
+        let Some(latest) = this.latest().filter(|_| this.serving) else {
+            return;
+        };
+        let mut config = Config::clone(latest);
+        config.version.0 += 1;
+        let raises = self.rng.chance(700);
+        if raises {
+            config.ring_version.0 = config.version.0;
+        }
+        let id = config.next_bucket;
+        config.next_bucket.0 += 1;
+        let name = format!("x{}-{}", id.0, self.rng.below(1 << 20));
+        config.buckets.truncate(1);
+        config.buckets.push(Bucket::new(id, &name));
+        self.count("fault: new config");
+        self.cluster_input(node, ClusterInput::Propose(Arc::new(config)));
+    }
+
+    /// Several operators want something else at the same time, each of another node.
+    pub(crate) fn new_configs(&mut self, node: usize) {
+        self.new_config(node);
+        for other in 0..self.nodes.len() {
+            if other != node && self.rng.chance(300) {
+                self.new_config(other);
+            }
+        }
+    }
+
+    /// A member has asked for a freeze and is heard of no more: the others must thaw by themselves.
+    pub(crate) fn freeze_and_leave(&mut self, leader: usize) {
+        let id = self.nodes[leader].member.id;
+        let Some(latest) = self.agreed.latest().cloned() else {
+            return;
+        };
+        if latest.member(id).is_none() {
+            return;
+        }
+        self.count("fault: freeze");
+        for node in 0..self.nodes.len() {
+            if node != leader && !self.rng.chance(300) {
+                let message = ClusterMessage::Freeze {
+                    ring: latest.ring_version,
+                };
+                let (from, hlc) = (id, Hlc(0));
+                let input = ClusterInput::Peer { from, hlc, message };
+                self.mail_cluster(node, input);
+            }
+        }
+    }
+}

@@ -1,0 +1,293 @@
+//! Drives the cluster machines: hands them what happens, and does what they want.
+
+use torc_protocol::agree::Acceptor;
+use torc_protocol::cluster_io::{
+    ChangeOutcome, CheckId, ClusterEvent, ClusterInput, ClusterOutput,
+};
+use torc_protocol::cluster_message::ClusterMessage;
+use torc_protocol::message::{PeerBody, PeerMessage};
+use torc_protocol::shard_io::Input;
+use torc_protocol::store::StateKey;
+use torc_protocol::time::{MS, Mono};
+use torc_protocol::wire;
+use torc_ring::{Config, Member, NodeId};
+
+use super::node::{CLUSTER, Fate, Place};
+use super::text::{BriefCluster, BriefOutput};
+use super::{Ev, World};
+use crate::check::agreed::Agreed;
+use crate::check::{Invariant, Violation};
+
+impl World {
+    pub(super) fn cluster_tick(&mut self, node: usize, life: u32) {
+        let now = self.now;
+        if !self.alive(node, life) {
+            return;
+        }
+        if let Some(machine) = &mut self.nodes[node].machine
+            && machine.tick_at.is_some_and(|due| due <= now)
+        {
+            machine.tick_at = None;
+            self.cluster_input(node, ClusterInput::Tick);
+        }
+    }
+
+    /// From within a node to its cluster machine, in order.
+    pub(crate) fn mail_cluster(&mut self, node: usize, input: ClusterInput) {
+        let after = self.rng.below(50);
+        let now = self.now;
+        let this = &mut self.nodes[node];
+        let life = this.life;
+        let Some(machine) = &mut this.machine else {
+            return;
+        };
+        machine.mail_at = machine.mail_at.max(now + after);
+        let after = machine.mail_at - now;
+        self.schedule(after, Ev::ClusterMail { node, life, input });
+    }
+
+    /// Hands an input to a node's cluster machine if it is there, and does what it wants.
+    pub(crate) fn cluster_input(&mut self, node: usize, input: ClusterInput) {
+        let now = self.clock(node);
+        if self.tracing && !matches!(input, ClusterInput::Tick) {
+            self.note(format_args!("n{node} cluster <- {}", BriefCluster(&input)));
+        }
+        self.mix(node as u64);
+        if let Some(machine) = &mut self.nodes[node].machine {
+            machine.cluster.handle(now, input);
+            self.after_cluster(node);
+        }
+    }
+
+    /// Does what a cluster machine wants, and sees to it that it is woken in time.
+    pub(super) fn after_cluster(&mut self, node: usize) {
+        let life = self.nodes[node].life;
+        while let Some(output) = self.nodes[node]
+            .machine
+            .as_mut()
+            .and_then(|machine| machine.cluster.next_output())
+        {
+            if self.tracing
+                && !matches!(
+                    output,
+                    ClusterOutput::Send(..) | ClusterOutput::Event(ClusterEvent::PeerClock { .. })
+                )
+            {
+                self.note(format_args!("n{node} cluster -> {}", BriefOutput(&output)));
+            }
+            self.cluster_output(node, output);
+        }
+        let now = self.now;
+        let Some(machine) = &mut self.nodes[node].machine else {
+            return;
+        };
+        if let Some(Mono(due)) = machine.cluster.next_deadline() {
+            if due <= now {
+                let what = format!("n{node} leaves a timer of its cluster machine that is due");
+                self.fail(Violation::new(Invariant::Bounded, what));
+            } else if machine.tick_at.is_none_or(|scheduled| due < scheduled) {
+                machine.tick_at = Some(due);
+                self.schedule(due - now, Ev::ClusterTick { node, life });
+            }
+        }
+    }
+
+    /// What a cluster machine wants. A new kind of output goes here.
+    fn cluster_output(&mut self, node: usize, output: ClusterOutput) {
+        let life = self.nodes[node].life;
+        match output {
+            ClusterOutput::Send(to, message) => {
+                self.observe_cluster(node, &message);
+                self.send(node, to, &message);
+            }
+            ClusterOutput::Commit(id, batch) => {
+                let shard = CLUSTER;
+                self.commit(Place { node, life, shard }, id, batch);
+            }
+            ClusterOutput::Apply(config) => self.apply(node, &config),
+            ClusterOutput::Freeze(ring) => self.mail_all(node, || Input::Freeze(ring)),
+            ClusterOutput::CheckEmpty(check) => self.check_empty(node, check),
+            ClusterOutput::Dial(member) => self.dial(node, &member),
+            ClusterOutput::Serve => self.serve(node),
+            ClusterOutput::ClockTrusted(trusted) => {
+                self.count("rare: clock judged anew");
+                self.mail_all(node, || Input::ClockTrusted(trusted));
+            }
+            ClusterOutput::JoinRefused(refusal) => {
+                self.count("rare: join refused");
+                if refusal.is_final() {
+                    self.nodes[node].fate = Fate::Out;
+                    self.crash(node);
+                }
+            }
+            ClusterOutput::BootstrapRefused(_) => {
+                self.crash(node);
+                let down = self.rng.tailed(200 * MS);
+                self.schedule(down, Ev::Restart { node });
+            }
+            ClusterOutput::Amnesia { .. } => self.on_amnesia(node),
+            ClusterOutput::Removed(_) => {
+                self.count("rare: removed");
+                self.nodes[node].fate = Fate::Out;
+                self.crash(node);
+            }
+            ClusterOutput::Event(event) => self.on_cluster_event(&event),
+        }
+    }
+
+    fn on_cluster_event(&mut self, event: &ClusterEvent) {
+        let name = match event {
+            ClusterEvent::Applied { .. } => "config applied",
+            ClusterEvent::Change { outcome, .. } => match outcome {
+                ChangeOutcome::Started => "change started",
+                ChangeOutcome::Proposed => "change proposed",
+                ChangeOutcome::Committed => "change committed",
+                ChangeOutcome::Postponed => "rare: change postponed",
+                ChangeOutcome::Refused => "rare: change refused",
+                ChangeOutcome::Unknown => "rare: change with unknown outcome",
+            },
+            ClusterEvent::StartWaits { .. } => "rare: start check waits",
+            ClusterEvent::StoreFailed { .. } => "rare: cluster state not stored",
+            ClusterEvent::ClockDrift { warn: true, .. } => "rare: clock drift warned of",
+            ClusterEvent::BadConfig { .. } => {
+                self.fail(Violation::new(
+                    Invariant::Agreed,
+                    "a config was sent that cannot follow",
+                ));
+                return;
+            }
+            _ => return,
+        };
+        self.count(name);
+    }
+
+    fn apply(&mut self, node: usize, config: &Config) {
+        let this = &mut self.nodes[node];
+        let stored = this.disk.visible.applied();
+        let id = this.member.id;
+        let Some(machine) = &mut this.machine else {
+            return;
+        };
+        let before = machine.handed.replace(config.version);
+        let in_order = Agreed::applied(id, (stored, before), config.version);
+        self.check(in_order);
+        let placed = self.placed(config);
+        self.mail_all(node, || Input::Config(placed.view.clone()));
+    }
+
+    fn check_empty(&mut self, node: usize, check: CheckId) {
+        let store = &self.nodes[node].disk.visible;
+        let empty = store.records.is_empty() && store.hints.is_empty();
+        self.mail_cluster(node, ClusterInput::Empty(check, empty));
+    }
+
+    fn dial(&mut self, node: usize, member: &Member) {
+        let life = self.nodes[node].life;
+        let target = self.index_of(member.id);
+        let reached = target.is_some_and(|target| {
+            self.nodes[target].is_up()
+                && !self.cuts.contains(&(node, target))
+                && !self.cuts.contains(&(target, node))
+        });
+        let after = if reached {
+            self.rng.tailed(MS)
+        } else {
+            // The shell's time for a dial is over.
+            3_000 * MS
+        };
+        let input = ClusterInput::Dialled(member.id, reached);
+        self.schedule(after, Ev::ClusterMail { node, life, input });
+    }
+
+    fn serve(&mut self, node: usize) {
+        let this = &mut self.nodes[node];
+        let warned = this.machine.as_ref().is_some_and(|machine| machine.warned);
+        if this.fate == Fate::SetBack {
+            if warned {
+                let what = format!("n{node} serves from an old disk though it was told so");
+                self.fail(Violation::new(Invariant::Agreed, what));
+            } else {
+                // No reachable member could notice; that is outside what is promised.
+                self.count("rare: old disk image unnoticed");
+                self.void = true;
+            }
+            return;
+        }
+        this.serving = true;
+        self.mail_all(node, || Input::Serve);
+    }
+
+    fn on_amnesia(&mut self, node: usize) {
+        if self.nodes[node].fate != Fate::SetBack {
+            let what = format!("n{node} has forgotten nothing, and was told that it has");
+            self.fail(Violation::new(Invariant::Progress, what));
+            return;
+        }
+        self.count("rare: amnesia noticed");
+        self.crash(node);
+        self.wipe(node);
+        let down = self.rng.tailed(200 * MS);
+        self.schedule(down, Ev::Restart { node });
+    }
+
+    /// An answer to a start check arrives.
+    pub(super) fn note_remembered(&mut self, to: usize, message: &ClusterMessage) {
+        if let ClusterMessage::StartChecked { bound, remembered } = message
+            && remembered > bound
+            && self.nodes[to].disk.visible.cluster_bound() == *bound
+            && let Some(machine) = &mut self.nodes[to].machine
+        {
+            machine.warned = true;
+        }
+    }
+
+    /// Looks at what a cluster machine says before it goes out.
+    fn observe_cluster(&mut self, node: usize, message: &PeerMessage) {
+        let PeerBody::Cluster(body) = &message.body else {
+            return;
+        };
+        let id = self.nodes[node].member.id;
+        let result = match body {
+            ClusterMessage::Prepare { version, ballot } => {
+                let life = self.nodes[node].life;
+                let fresh = self.agreed.prepares(*ballot, (id, life));
+                self.check(fresh);
+                let decided = self.nodes[node].latest().map(|config| config.version);
+                let based = Agreed::proposes(id, decided.unwrap_or_default(), *version);
+                self.check(based);
+                Agreed::takes_part(id, self.nodes[node].serving)
+            }
+            ClusterMessage::Promise {
+                version, ballot, ..
+            } => self.vote_is_kept(node, id, StateKey::Acceptor(*version), (*ballot, false)),
+            ClusterMessage::Accepted { version, ballot } => {
+                self.vote_is_kept(node, id, StateKey::Acceptor(*version), (*ballot, true))
+            }
+            ClusterMessage::Learn { config } => match wire::decode_config(&config.0) {
+                Ok(config) => self.agreed.decided(config),
+                Err(_) => Ok(()),
+            },
+            _ => return,
+        };
+        self.check(result);
+    }
+
+    fn vote_is_kept(
+        &self,
+        node: usize,
+        id: NodeId,
+        key: StateKey,
+        vote: (torc_protocol::agree::Ballot, bool),
+    ) -> Result<(), Violation> {
+        let states = &self.nodes[node].disk.durable().states;
+        if let StateKey::Acceptor(version) = key
+            && states.contains_key(&StateKey::Decided(version))
+        {
+            // What was decided meanwhile says more than the vote.
+            return Ok(());
+        }
+        Agreed::takes_part(id, self.nodes[node].serving)?;
+        let stored = states.get(&key).and_then(|b| Acceptor::decode(b).ok());
+        Agreed::votes(id, stored.as_ref(), vote)
+    }
+}

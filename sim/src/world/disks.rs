@@ -1,0 +1,134 @@
+//! Reads and commits on their way to the disks and back.
+
+use torc_protocol::cluster_io::ClusterInput;
+use torc_protocol::shard_io::Input;
+use torc_protocol::store::{Batch, CommitId, Query, ReadId, StateKey, StoreError, Write};
+use torc_protocol::time::MS;
+use torc_protocol::wire;
+
+use super::node::{CLUSTER, Place};
+use super::{Ev, World};
+use crate::check::{Invariant, Violation};
+
+/// Typical time that the disk takes, in microseconds.
+const DISK: u64 = 200;
+
+impl World {
+    fn disk_time(&mut self) -> u64 {
+        if self.rng.chance(self.faults.slow) {
+            self.count("fault: slow disk");
+            self.rng.tailed(20 * MS)
+        } else {
+            self.rng.between(DISK / 4, DISK)
+        }
+    }
+
+    pub(super) fn ask_disk(&mut self, at: Place, id: ReadId, query: Query) {
+        let after = self.disk_time() / 4;
+        self.schedule(after, Ev::ReadRun { at, id, query });
+    }
+
+    pub(super) fn read(&mut self, at: Place, id: ReadId, query: &Query) {
+        if !self.alive(at.node, at.life) {
+            return;
+        }
+        let failed = self.rng.chance(self.faults.read_errors);
+        let result = if failed {
+            self.count("fault: read error");
+            Err(StoreError::Corrupt)
+        } else {
+            Ok(self.nodes[at.node].disk.visible.find(query))
+        };
+        let after = if self.rng.chance(100) {
+            self.rng.below(2 * MS)
+        } else {
+            0
+        };
+        self.schedule(after, Ev::ReadDone { at, id, result });
+    }
+
+    pub(super) fn commit(&mut self, at: Place, id: CommitId, batch: Batch) {
+        if self.nodes[at.node].disk.push((at.shard, id, batch)) {
+            self.flush(at.node);
+        }
+    }
+
+    fn flush(&mut self, node: usize) {
+        if self.nodes[node].disk.begin() {
+            let life = self.nodes[node].life;
+            let after = self.disk_time();
+            self.schedule(after, Ev::Flushed { node, life });
+        }
+    }
+
+    pub(super) fn flushed(&mut self, node: usize, life: u32) {
+        if !self.alive(node, life) {
+            return;
+        }
+        let (rng, permille) = (&mut self.rng, self.faults.refusals);
+        let done = self.nodes[node].disk.end(|| rng.chance(permille));
+        for (at, hint) in done.removed {
+            let there = self.index_of(at.target).is_some_and(|target| {
+                let stored = self.nodes[target].disk.visible.records.get(&hint.key);
+                stored.is_some_and(|stored| stored.digest() >= hint.record.digest())
+            });
+            let books = &mut self.nodes[node].books;
+            if there {
+                books.handed_over += 1;
+            } else {
+                books.given_up += 1;
+            }
+        }
+        for write in done.states {
+            self.on_state(&write);
+        }
+        let after = self.rng.below(DISK / 4);
+        for (shard, id, result) in done.outcomes {
+            if result.is_err() {
+                self.count("fault: commit refused");
+            }
+            let at = Place { node, life, shard };
+            self.schedule(after, Ev::Committed { at, id, result });
+        }
+        self.flush(node);
+    }
+
+    /// A piece of node state is on a disk.
+    fn on_state(&mut self, write: &Write) {
+        let Write::StatePut {
+            key: StateKey::Decided(_),
+            value,
+        } = write
+        else {
+            return;
+        };
+        match wire::decode_config(value) {
+            Ok(config) => {
+                let decided = self.agreed.decided(config);
+                self.check(decided);
+            }
+            Err(error) => {
+                let what = format!("a config was stored that cannot be read: {error}");
+                self.fail(Violation::new(Invariant::Agreed, what));
+            }
+        }
+    }
+
+    pub(super) fn committed(&mut self, at: Place, id: CommitId, result: Result<(), StoreError>) {
+        if at.shard == CLUSTER {
+            if self.alive(at.node, at.life) {
+                self.cluster_input(at.node, ClusterInput::Committed(id, result));
+            }
+        } else {
+            self.input_if_alive(at, Input::Committed(id, result));
+        }
+    }
+
+    pub(super) fn sync(&mut self, node: usize, life: u32) {
+        if self.alive(node, life) {
+            self.nodes[node].disk.sync();
+            let after = self.rng.tailed(100 * MS);
+            self.schedule(after, Ev::Sync { node, life });
+        }
+    }
+}

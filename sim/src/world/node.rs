@@ -1,0 +1,374 @@
+//! Nodes and their lives: what is in one, how it starts, how it ends.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use torc_protocol::cluster::Cluster;
+use torc_protocol::cluster_io::{ClusterInput, ClusterSettings, Persisted};
+use torc_protocol::shard::{Shard, ShardSettings};
+use torc_protocol::store::{StateKey, Write};
+use torc_protocol::time::{MS, Mono, Now, SECOND, Wall};
+use torc_protocol::wire;
+use torc_ring::{ClusterId, Config, ConfigVersion, Member, NodeId, RingVersion, Secret};
+
+use super::{Ev, World};
+use crate::disk::Disk;
+use crate::place::Placed;
+use crate::plan::{Formation, Plan};
+
+/// Wall clock at the start of a run, in microseconds since 1970.
+const EPOCH: u64 = 1_800_000_000 * SECOND;
+/// The cluster's secret; nothing here depends on it.
+const SECRET: Secret = Secret([0; 32]);
+
+/// One shard, or the cluster machine, of one life of a node.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    pub(crate) node: usize,
+    pub(crate) life: u32,
+    /// Index of the shard; [`CLUSTER`] for the cluster machine.
+    pub(crate) shard: u8,
+}
+
+/// The cluster machine's index among those who commit.
+pub(super) const CLUSTER: u8 = u8::MAX;
+
+pub(crate) struct Slot {
+    pub(crate) shard: Shard,
+    pub(super) tick_at: Option<u64>,
+    /// When the last thing that was sent to it from within the node arrives: they keep their order.
+    pub(super) mail_at: u64,
+    /// What it goes by.
+    pub(crate) placed: Option<Arc<Placed>>,
+    pub(crate) drained: RingVersion,
+    /// Hints waiting by target, as last told.
+    pub(crate) waiting: BTreeMap<NodeId, u64>,
+}
+
+/// The cluster machine of one life.
+pub(crate) struct Machine {
+    pub(crate) cluster: Cluster,
+    pub(super) tick_at: Option<u64>,
+    pub(super) mail_at: u64,
+    /// The version that it handed out last in this life.
+    pub(super) handed: Option<ConfigVersion>,
+    pub(super) drained: Gather,
+    pub(super) frozen: Gather,
+    /// Somebody remembers more of this node than its disk holds, and has told it so.
+    pub(super) warned: bool,
+}
+
+/// Which shards have said the same thing.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Gather {
+    ring: RingVersion,
+    shards: BTreeSet<u8>,
+}
+
+impl Gather {
+    /// Counts a shard; answers whether all have said it now.
+    pub(super) fn add(&mut self, shard: u8, ring: RingVersion, of: usize) -> bool {
+        if ring > self.ring {
+            self.ring = ring;
+            self.shards.clear();
+        }
+        ring == self.ring && self.shards.insert(shard) && self.shards.len() == of
+    }
+}
+
+/// Whether a node comes back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// It does.
+    Stays,
+    /// Its disk was set back to an old image: it must notice.
+    SetBack,
+    /// No cluster takes it in, or it was removed.
+    Out,
+}
+
+pub(crate) struct Node {
+    pub(crate) member: Member,
+    /// How often it has lost its identity.
+    incarnation: u64,
+    pub(crate) life: u32,
+    /// Empty while the node is down.
+    pub(crate) slots: Vec<Slot>,
+    /// None while the node is down.
+    pub(crate) machine: Option<Machine>,
+    pub(crate) fate: Fate,
+    pub(crate) serving: bool,
+    pub(crate) disk: Disk,
+    /// What the disk was like at some earlier time.
+    pub(crate) image: Option<Disk>,
+    pub(crate) offset: i64,
+    pub(crate) paused_until: u64,
+    pub(crate) believed_dead: BTreeSet<NodeId>,
+    pub(crate) books: Books,
+}
+
+/// Hints of one node over all of its lives.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Books {
+    /// Removed from disk while the target had the record.
+    pub(crate) handed_over: u64,
+    /// Removed while it had not.
+    pub(crate) given_up: u64,
+    /// Reported as delivered.
+    pub(crate) delivered: u64,
+    /// Reported as dropped from disk.
+    pub(crate) dropped: u64,
+    /// Reported as dropped before they were stored.
+    pub(crate) refused: u64,
+}
+
+impl Node {
+    pub(super) fn new(at: usize, zones: u64, plan: &Plan) -> Self {
+        Self {
+            member: member(at, 0, format!("z{}", at as u64 % zones)),
+            incarnation: 0,
+            life: 0,
+            slots: Vec::new(),
+            machine: None,
+            fate: Fate::Stays,
+            serving: false,
+            disk: Disk::new(plan.fsync),
+            image: None,
+            offset: 0,
+            paused_until: 0,
+            believed_dead: BTreeSet::new(),
+            books: Books::default(),
+        }
+    }
+
+    pub(crate) fn is_up(&self) -> bool {
+        self.machine.is_some()
+    }
+
+    /// The newest config that it has stored as decided.
+    pub(crate) fn latest(&self) -> Option<&Arc<Config>> {
+        self.machine.as_ref().and_then(|m| m.cluster.latest())
+    }
+}
+
+fn member(at: usize, incarnation: u64, zone: String) -> Member {
+    let id = at as u64 + 1 + 100 * incarnation;
+    Member {
+        id: NodeId(id),
+        name: format!("n{id}"),
+        zone,
+        weight: 100,
+        peer: format!("n{id}:1"),
+        http: format!("n{id}:2"),
+    }
+}
+
+impl World {
+    pub(crate) fn clock(&self, node: usize) -> Now {
+        let wall = (EPOCH + self.now).saturating_add_signed(self.nodes[node].offset);
+        Now {
+            mono: Mono(self.now),
+            wall: Wall(wall),
+        }
+    }
+
+    pub(super) fn alive(&self, node: usize, life: u32) -> bool {
+        self.nodes[node].life == life && self.nodes[node].is_up()
+    }
+
+    /// Whether the newest config names every node that is not out, all of them serve under it, and none is
+    /// frozen. (While a member's data is lost, nobody can join.)
+    pub(crate) fn is_formed(&self) -> bool {
+        let Some(latest) = self.agreed.latest() else {
+            return false;
+        };
+        let open = self.lost_members() == 0;
+        self.nodes
+            .iter()
+            .filter(|n| n.fate != Fate::Out)
+            .all(|node| {
+                let is_member = latest.member(node.member.id).is_some();
+                if !is_member && !open {
+                    return true;
+                }
+                is_member
+                    && node.serving
+                    && node.machine.as_ref().is_some_and(|machine| {
+                        machine.cluster.applied() == latest.version
+                            && machine.cluster.frozen().is_none()
+                    })
+            })
+    }
+
+    /// Puts the first config onto the disks of those that have it from the start.
+    pub(super) fn prepare_disks(&mut self) {
+        let first = match self.plan.formation {
+            Formation::Formed => self.nodes.len(),
+            Formation::Joined => 1,
+            Formation::Bootstrapped => 0,
+        };
+        if first == 0 {
+            return;
+        }
+        let members: Vec<Member> = self.nodes[..first]
+            .iter()
+            .map(|node| node.member.clone())
+            .collect();
+        let seeds = (self.token_seed, SECRET);
+        let mut config = Config::bootstrap(ClusterId(1), seeds, self.plan.bits, members[0].clone());
+        config.current = members;
+        let bucket = &mut config.buckets[0];
+        (bucket.n, bucket.r, bucket.w) = (self.plan.n, self.plan.r, self.plan.w);
+        bucket.read_repair = self.plan.repair;
+        let value = wire::encode_config(&config).expect("a small config");
+        for node in &mut self.nodes[..first] {
+            node.disk.plant(Write::StatePut {
+                key: StateKey::Decided(config.version),
+                value: value.clone(),
+            });
+            node.disk.plant(Write::StatePut {
+                key: StateKey::Applied,
+                value: config.version.0.to_be_bytes().to_vec().into(),
+            });
+        }
+        let decided = self.agreed.decided(config);
+        self.check(decided);
+    }
+
+    pub(super) fn start(&mut self, node: usize) {
+        if self.nodes[node].is_up() || self.nodes[node].fate == Fate::Out {
+            return;
+        }
+        let count = self.rng.pick(&[1, 1, 2, 4]);
+        let now = self.clock(node);
+        let seed = self.rng.word();
+        let this = &mut self.nodes[node];
+        this.life += 1;
+        this.serving = false;
+        this.believed_dead.clear();
+        let life = this.life;
+        self.note(format_args!(
+            "n{node} starts life {life} with {count} shards"
+        ));
+        for index in 0..count {
+            self.start_shard(node, (index, count), seed);
+        }
+        self.start_machine(node, seed, now);
+        if !self.plan.fsync {
+            self.schedule(50 * MS, Ev::Sync { node, life });
+        }
+    }
+
+    fn start_shard(&mut self, node: usize, (index, count): (u8, u8), seed: u64) {
+        let now = self.clock(node);
+        let plan = &self.plan;
+        let this = &mut self.nodes[node];
+        let totals = this.disk.visible.totals();
+        let mut settings = ShardSettings::new(this.member.id, index, count);
+        settings.zone.clone_from(&this.member.zone);
+        settings.durable_bound = this.disk.visible.shards_bound();
+        settings.seed = seed.wrapping_add(u64::from(index) << 32);
+        settings.drift_max = plan.drift_max;
+        settings.hint_bytes_max = plan.hint_bytes_max;
+        settings.hint_age_max = plan.hint_age_max;
+        settings.ops_max = plan.ops_max;
+        settings.lingering_max = plan.lingering_max;
+        settings.mutant = plan.mutant;
+        let mut waiting: BTreeMap<NodeId, u64> = BTreeMap::new();
+        for total in totals.iter().filter(|total| total.slot % count == index) {
+            *waiting.entry(total.target).or_default() += total.count;
+        }
+        this.slots.push(Slot {
+            shard: Shard::new(settings, &totals, now),
+            tick_at: None,
+            mail_at: 0,
+            placed: None,
+            drained: RingVersion(0),
+            waiting,
+        });
+    }
+
+    fn start_machine(&mut self, node: usize, seed: u64, now: Now) {
+        let mut settings = ClusterSettings::new(seed);
+        settings.drift_max = self.plan.drift_max;
+        settings.mutant = self.plan.mutant;
+        let this = &mut self.nodes[node];
+        let state = this.disk.visible.states.clone();
+        let persisted =
+            Persisted::read(this.member.clone(), state).expect("what a node wrote can be read");
+        let is_new = persisted.decided.is_empty();
+        let incarnation = this.incarnation;
+        this.machine = Some(Machine {
+            cluster: Cluster::new(persisted, settings, now),
+            tick_at: None,
+            mail_at: 0,
+            handed: None,
+            drained: Gather::default(),
+            frozen: Gather::default(),
+            warned: false,
+        });
+        if !is_new {
+            self.after_cluster(node);
+        } else if node == 0 && incarnation == 0 && self.agreed.latest().is_none() {
+            let bootstrap = ClusterInput::Bootstrap {
+                cluster: ClusterId(1),
+                seed: self.token_seed,
+                secret: SECRET,
+                partition_bits: self.plan.bits,
+            };
+            self.cluster_input(node, bootstrap);
+        } else {
+            self.name_contacts(node);
+        }
+    }
+
+    /// Names the other nodes to one that wants to join.
+    pub(crate) fn name_contacts(&mut self, node: usize) {
+        let others = self.nodes.iter().enumerate().filter(|(at, _)| *at != node);
+        let contacts = others.map(|(_, other)| other.member.id).collect();
+        self.cluster_input(node, ClusterInput::Contacts(contacts));
+    }
+
+    /// The process ends without any warning.
+    pub(crate) fn crash(&mut self, node: usize) {
+        self.note(format_args!("n{node} crashes"));
+        let rng = &mut self.rng;
+        let this = &mut self.nodes[node];
+        this.slots.clear();
+        this.machine = None;
+        this.serving = false;
+        this.disk.crash(rng);
+        this.paused_until = 0;
+        self.clients_lost(node);
+    }
+
+    /// The data directory of a node that is down is gone: it will come back as another one.
+    pub(crate) fn wipe(&mut self, node: usize) {
+        let plan = &self.plan;
+        let this = &mut self.nodes[node];
+        this.incarnation += 1;
+        let zone = std::mem::take(&mut this.member.zone);
+        this.member = member(node, this.incarnation, zone);
+        this.disk = Disk::new(plan.fsync);
+        this.image = None;
+        this.fate = Fate::Stays;
+        this.books = Books::default();
+        let name = this.member.name.clone();
+        self.note(format_args!("n{node} has lost its data and is {name} now"));
+    }
+
+    /// Members of the newest config whose data is gone.
+    pub(crate) fn lost_members(&self) -> usize {
+        let members = self
+            .agreed
+            .latest()
+            .into_iter()
+            .flat_map(|c| c.all_members());
+        members
+            .filter(|member| match self.index_of(member.id) {
+                None => true,
+                Some(at) => self.nodes[at].fate != Fate::Stays,
+            })
+            .count()
+    }
+}

@@ -1,0 +1,202 @@
+//! Drives the shards: hands them what happens, and does what they want with the world's network and disks.
+
+use torc_protocol::client::{ClientRequest, RequestId};
+use torc_protocol::cluster_io::ClusterInput;
+use torc_protocol::shard_io::{Event, Input, Output};
+use torc_protocol::time::{MS, Mono};
+use torc_ring::RingVersion;
+
+use super::node::{Place, Slot};
+use super::text::Brief;
+use super::{Ev, World};
+
+impl World {
+    pub(super) fn slot(&mut self, at: Place) -> Option<&mut Slot> {
+        if !self.alive(at.node, at.life) {
+            return None;
+        }
+        self.nodes[at.node].slots.get_mut(usize::from(at.shard))
+    }
+
+    pub(super) fn tick(&mut self, at: Place) {
+        let now = self.now;
+        // A tick that an earlier one has replaced is none.
+        if let Some(slot) = self
+            .slot(at)
+            .filter(|slot| slot.tick_at.is_some_and(|due| due <= now))
+        {
+            slot.tick_at = None;
+            self.input(at, Input::Tick);
+        }
+    }
+
+    pub(super) fn input_if_alive(&mut self, at: Place, input: Input) {
+        if self.slot(at).is_some() {
+            self.input(at, input);
+        }
+    }
+
+    /// From within a node to all of its shards; each takes it when it comes to that, in order.
+    pub(crate) fn mail_all(&mut self, node: usize, mut input: impl FnMut() -> Input) {
+        let life = self.nodes[node].life;
+        for shard in 0..self.nodes[node].slots.len() {
+            let after = if self.rng.chance(100) {
+                self.rng.tailed(MS)
+            } else {
+                self.rng.below(20)
+            };
+            let slot = &mut self.nodes[node].slots[shard];
+            slot.mail_at = slot.mail_at.max(self.now + after);
+            let after = slot.mail_at - self.now;
+            let shard = shard as u8;
+            let at = Place { node, life, shard };
+            let input = input();
+            self.schedule(after, Ev::Mail { at, input });
+        }
+    }
+
+    /// Hands an input to a shard that is there, and does what it wants.
+    pub(super) fn input(&mut self, at: Place, input: Input) {
+        let now = self.clock(at.node);
+        if self.tracing {
+            self.note(format_args!(
+                "n{} s{} <- {}",
+                at.node,
+                at.shard,
+                Brief(&input)
+            ));
+        }
+        self.mix(((at.node as u64) << 8) | u64::from(at.shard));
+        if let Input::Config(view) = &input {
+            let placed = self.placed(&view.config.clone());
+            if let Some(slot) = self.slot(at) {
+                slot.placed = Some(placed);
+            }
+        }
+        let Some(slot) = self.slot(at) else { return };
+        slot.shard.handle(now, input);
+        while let Some(output) = self.slot(at).and_then(|slot| slot.shard.next_output()) {
+            self.output(at, output);
+        }
+        let Some(slot) = self.slot(at) else { return };
+        if let Some(Mono(due)) = slot.shard.next_deadline()
+            && slot.tick_at.is_none_or(|scheduled| due < scheduled)
+        {
+            slot.tick_at = Some(due);
+            let after = due.saturating_sub(self.now);
+            self.schedule(after, Ev::Tick { at });
+        }
+    }
+
+    /// What a shard wants. A new kind of output goes here.
+    fn output(&mut self, at: Place, output: Output) {
+        match output {
+            Output::Reply(request, reply) => self.on_reply(at, request, &reply),
+            Output::Send(to, message) => {
+                self.observe_sent(at, &message);
+                self.send(at.node, to, &message);
+            }
+            Output::Read(id, query) => self.ask_disk(at, id, query),
+            Output::Commit(id, batch) => self.commit(at, id, batch),
+            Output::Drained(ring) => {
+                if let Some(slot) = self.slot(at) {
+                    slot.drained = slot.drained.max(ring);
+                }
+                self.gather(at, ring, false);
+            }
+            Output::Frozen(ring) => {
+                self.count("rare: frozen");
+                self.gather(at, ring, true);
+            }
+            Output::NewerConfig(from, version) => {
+                self.mail_cluster(at.node, ClusterInput::NewerConfig(from, version));
+            }
+            Output::Event(event) => self.on_event(at, &event),
+        }
+    }
+
+    /// One shard has drained or frozen; once all have, the cluster machine hears of it.
+    fn gather(&mut self, at: Place, ring: RingVersion, frozen: bool) {
+        let this = &mut self.nodes[at.node];
+        let count = this.slots.len();
+        let Some(machine) = &mut this.machine else {
+            return;
+        };
+        let gather = if frozen {
+            &mut machine.frozen
+        } else {
+            &mut machine.drained
+        };
+        if gather.add(at.shard, ring, count) {
+            let input = if frozen {
+                ClusterInput::Frozen(ring)
+            } else {
+                ClusterInput::Drained(ring)
+            };
+            self.mail_cluster(at.node, input);
+        }
+    }
+
+    fn on_event(&mut self, at: Place, event: &Event) {
+        let books = &mut self.nodes[at.node].books;
+        match event {
+            Event::HintDelivered { .. } => books.delivered += 1,
+            Event::HintsDropped {
+                reason: "bytes" | "full",
+                count,
+                ..
+            } => books.refused += count,
+            Event::HintsDropped { count, .. } => books.dropped += count,
+            Event::Hints {
+                target, waiting, ..
+            } => {
+                if let Some(slot) = self.slot(at) {
+                    slot.waiting.insert(*target, *waiting);
+                }
+            }
+            _ => {}
+        }
+        let name = match event {
+            Event::HintDelivered { .. } => "rare: hint delivered",
+            Event::HintsDropped { .. } => "rare: hint dropped",
+            Event::Hedged => "rare: hedged read",
+            Event::ReadRepair { .. } => "rare: read repair",
+            Event::VersionCollision { .. } => "rare: version collision",
+            Event::Shed { .. } => "rare: shed",
+            Event::Replica {
+                outcome: "expired", ..
+            } => "rare: replica refused expired work",
+            Event::Replica {
+                outcome: "ring_version",
+                ..
+            } => "rare: replica refused another ring",
+            Event::Replica {
+                outcome: "clock", ..
+            } => "rare: replica refused a version for drift",
+            Event::Replica {
+                outcome: "frozen", ..
+            } => "rare: replica refused while frozen",
+            Event::Replica { op: "stand_in", .. } => "rare: stand-in",
+            _ => return,
+        };
+        self.count(name);
+    }
+
+    /// A client's request reaches the shard of its partition.
+    pub(crate) fn hand_over(
+        &mut self,
+        node: usize,
+        partition: u16,
+        id: RequestId,
+        request: ClientRequest,
+    ) {
+        let this = &self.nodes[node];
+        let shard = usize::from(partition) % this.slots.len().max(1);
+        let at = Place {
+            node,
+            life: this.life,
+            shard: shard as u8,
+        };
+        self.input_if_alive(at, Input::Client(id, request));
+    }
+}

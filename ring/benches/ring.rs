@@ -31,10 +31,12 @@ fn tables(c: &mut Criterion) {
             },
         );
     }
-    let (before, after) = (config(99, 1), config(100, 1));
-    group.bench_function("plan, 100 nodes", |b| {
-        b.iter(|| Plan::between(black_box(&before), black_box(&after)));
-    });
+    for nodes in [100, 1000] {
+        let (before, after) = (config(nodes - 1, 1), config(nodes, 1));
+        group.bench_function(format!("plan with both tables, {nodes} nodes"), |b| {
+            b.iter(|| Plan::between(black_box(&before), black_box(&after)));
+        });
+    }
     group.finish();
 }
 

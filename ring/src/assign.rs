@@ -66,19 +66,27 @@ fn stops_wanted(owners_each: usize) -> usize {
     4 * owners_each + 16
 }
 
-/// The most replicas that a site may hold: 1.10 of its fair share, rounded up for some nodes and down for
-/// others, but never below the fair share rounded up.
+/// The most replicas that a site may hold: 1.10 of its fair share, rounded to a whole number by the node's
+/// die, but never below the fair share rounded up.
 ///
 /// If all bounds were rounded alike, they would all fall by one with the same join, and each full node
-/// would move a replica at once. The rounding is spread over the upper half of a replica, so that loads stay
-/// at most `ceil(1.10 * fair)` and the average bound stays above 1.10.
+/// would move a replica at once; so the rounding is spread over half a replica. From [`ROOMY`] replicas on it
+/// is spread over the lower half, and no load exceeds 1.10 of the fair share. A node with few replicas is
+/// at its bound so often that this would cost more movement than it is worth: down to [`TIGHT`] the spread
+/// rises to the upper half, and loads stay at most `ceil(1.10 * fair)`.
 fn bound(site: &Site, fair: u64, partitions: usize) -> u32 {
-    let replicas = u128::from(fair) * partitions as u128;
-    let rounding = u128::from(ONE / 2 + die(site.id) * (ONE >> 33));
     let one = u128::from(ONE);
-    let bound = (replicas * 11 / 10 + rounding) / one;
+    let replicas = u128::from(fair) * partitions as u128;
+    let spread = u128::from(die(site.id) * (ONE >> 33));
+    let roomy = replicas.clamp(TIGHT * one, ROOMY * one) - TIGHT * one;
+    let rounded = replicas * 11 / 10 + one / 2 + spread - roomy / (ROOMY - TIGHT);
+    let bound = rounded / one;
     bound.max(replicas.div_ceil(one)).min(partitions as u128) as u32
 }
+
+/// Fair shares, in replicas, between which the rounding of bounds goes from up to down.
+const TIGHT: u128 = 40;
+const ROOMY: u128 = 80;
 
 struct Pass<'a> {
     sites: &'a [Site],

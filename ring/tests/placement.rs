@@ -85,10 +85,10 @@ const FINGERPRINTS: [&str; 8] = [
     "c7d3c06b9b3386bf",
     "0be47bfe369a212c",
     "43b6d2bdee8a6915",
-    "ab33f0afb936329e",
+    "6ea65087bb155263",
     "1548740de8aa7127",
     "7904e4a4c2fe23a2",
-    "b4bafae952bcd3bf",
+    "5e8827d8a5ae19c2",
     "c77ed986b1e519d9",
 ];
 

@@ -6,6 +6,7 @@
 //! has nothing better to do with such an error.
 
 pub mod binary;
+pub mod browser;
 pub mod cluster;
 pub mod history;
 pub mod http;

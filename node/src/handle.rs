@@ -75,6 +75,30 @@ pub struct State {
     pub hints: Vec<(NodeId, u64, u64)>,
     /// The node is stopping.
     pub stopping: bool,
+    /// The read cache. Requests go on without it.
+    pub cache: Condition,
+    /// The queue of writes. Everything but asynchronous writes goes on without it.
+    pub queue: Condition,
+}
+
+/// How a side service is, as `/health` shows it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Condition {
+    /// None is configured.
+    #[default]
+    Absent,
+    /// It works.
+    Ok,
+    /// It works in part.
+    Degraded {
+        /// What does not, in words.
+        reason: String,
+    },
+    /// It does not answer, and is passed over.
+    Down {
+        /// Why, in words.
+        reason: String,
+    },
 }
 
 /// Why a node does not serve.

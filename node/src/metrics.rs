@@ -39,11 +39,15 @@ pub enum Route {
     RingOwners,
     Cluster,
     BucketInfo,
+    Asset,
+    Docs,
+    DocsFile,
+    OpenApi,
     None,
 }
 
 impl Route {
-    pub(crate) const ALL: [Self; 15] = [
+    pub(crate) const ALL: [Self; 19] = [
         Self::Key,
         Self::Bucket,
         Self::Batch,
@@ -58,6 +62,10 @@ impl Route {
         Self::RingOwners,
         Self::Cluster,
         Self::BucketInfo,
+        Self::Asset,
+        Self::Docs,
+        Self::DocsFile,
+        Self::OpenApi,
         Self::None,
     ];
 
@@ -77,6 +85,10 @@ impl Route {
             Self::RingOwners => "/ring/owners",
             Self::Cluster => "/cluster",
             Self::BucketInfo => "/buckets/{bucket}",
+            Self::Asset => "/assets/{file}",
+            Self::Docs => "/docs",
+            Self::DocsFile => "/docs/{file}",
+            Self::OpenApi => "/openapi.json",
             Self::None => "none",
         }
     }

@@ -1,13 +1,12 @@
-//! `/health/live`, `/health/ready`, `/health`, and the page at `/`.
+//! `/health/live`, `/health/ready`, `/health`.
 
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Response, StatusCode};
 use serde_json::{Value, json};
 
-use super::Side;
 use super::body::Body;
 use super::problem::{Problem, Refused};
-use crate::handle::Handle;
+use crate::handle::{Condition, Handle};
 
 /// A JSON answer.
 pub(super) fn json_response(value: &Value) -> Response<Body> {
@@ -61,9 +60,10 @@ pub(super) fn components(handle: &Handle) -> Response<Body> {
         json!({"status": "degraded", "reason": "clock outside the allowed drift: fresh writes are refused"})
     };
     let serving = handle.ready().is_ok();
-    let whole = [&store, &membership, &clock]
+    let (cache, queue) = (condition(&state.cache), condition(&state.queue));
+    let whole = [&store, &membership, &clock, &cache, &queue]
         .iter()
-        .all(|part| part["status"] == "ok");
+        .all(|part| part["status"] == "ok" || part["status"] == "absent");
     let status = match (serving, whole) {
         (true, true) => "ok",
         (true, false) => "degraded",
@@ -75,8 +75,8 @@ pub(super) fn components(handle: &Handle) -> Response<Body> {
             "store": store,
             "membership": membership,
             "clock": clock,
-            "cache": {"status": "absent"},
-            "queue": {"status": "absent"},
+            "cache": cache,
+            "queue": queue,
         },
     }));
     if !serving {
@@ -85,39 +85,11 @@ pub(super) fn components(handle: &Handle) -> Response<Body> {
     response
 }
 
-/// What a browser finds at `/`.
-pub(super) fn page(handle: &Handle, side: Side) -> Response<Body> {
-    let links: &[(&str, &str)] = match side {
-        Side::Data => &[
-            ("/kv/default", "keys of the bucket default"),
-            ("/ring", "ring"),
-            ("/health", "health"),
-        ],
-        Side::Admin => &[
-            ("/cluster", "cluster"),
-            ("/ring", "ring"),
-            ("/metrics", "metrics"),
-            ("/health", "health"),
-        ],
-    };
-    let items: Vec<String> = links
-        .iter()
-        .map(|(to, what)| format!("<li><a href=\"{to}\">{what}</a></li>"))
-        .collect();
-    let items = items.concat();
-    // The name is checked to hold nothing that HTML would read otherwise.
-    let name = Some(&handle.settings().name).filter(|name| torc_ring::config::is_node_name(name));
-    let name = name.map_or("", String::as_str);
-    let listener = if side == Side::Data { "data" } else { "admin" };
-    let text = format!(
-        "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>torc {name}</title>\
-         <h1>torc</h1><p>Node {name} of a torc key-value cluster, {listener} listener. \
-         Keys are at <code>/kv/{{bucket}}/{{key}}</code>.</p><ul>{items}</ul></html>\n"
-    );
-    let mut response = Response::new(Body::full(text));
-    response.headers_mut().insert(
-        CONTENT_TYPE,
-        HeaderValue::from_static("text/html; charset=utf-8"),
-    );
-    response
+fn condition(condition: &Condition) -> Value {
+    match condition {
+        Condition::Absent => json!({"status": "absent"}),
+        Condition::Ok => json!({"status": "ok"}),
+        Condition::Degraded { reason } => json!({"status": "degraded", "reason": reason}),
+        Condition::Down { reason } => json!({"status": "down", "reason": reason}),
+    }
 }

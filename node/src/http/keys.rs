@@ -15,13 +15,13 @@ use torc_protocol::shard_io::View;
 use torc_protocol::version::{Digest, Version};
 use torc_ring::{Bucket, BucketId, ConflictMode};
 
-use super::Call;
 use super::body::{self, Body};
 use super::path::{KeyPathError, parse_key_path};
 use super::problem::{Access, Problem, Refused};
 use super::query::{self, KeyQuery};
 use super::range::{self, Asked};
 use super::tags::{self, Known, Scope, Tags, Texts};
+use super::{Call, console};
 
 const CONTEXT: HeaderName = HeaderName::from_static("x-torc-context");
 const SUPERSEDED: HeaderName = HeaderName::from_static("x-torc-superseded");
@@ -220,6 +220,7 @@ fn found(
     stamp(&mut headers, &target.scope(call), &digest);
     headers.insert(LAST_MODIFIED, texts.date(minted));
     headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    console::confine(call.heads.accept, &mut headers);
     if let Some((first, last)) = content_range {
         headers.insert(CONTENT_RANGE, texts.content_range(first, last, len));
     }

@@ -5,16 +5,18 @@
 //! a document of `problem`. Nothing here decides anything about keys: that is asked of the core through
 //! [`Handle::submit`].
 //!
-//! Not here: TLS, tokens, the console.
+//! Not here: TLS, tokens.
 
 mod admin;
 mod batch;
 mod body;
 mod compat;
 mod conn;
+mod console;
 mod health;
 mod keys;
 mod list;
+mod openapi;
 pub mod path;
 mod problem;
 mod query;

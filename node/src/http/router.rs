@@ -15,7 +15,7 @@ use hyper::body::Incoming;
 use super::body::Body;
 use super::problem::{Problem, Refused, TARGET_MAX};
 use super::request::Heads;
-use super::{Call, Guard, Side, admin, batch, compat, health, keys, list};
+use super::{Call, Guard, Side, admin, batch, compat, console, health, keys, list};
 use crate::metrics::Route;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -23,13 +23,17 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const SLOW: Duration = Duration::from_secs(1);
 
 /// The resource of a path.
-fn route(side: Side, path: &str, method: &Method) -> Route {
+pub(super) fn route(side: Side, path: &str, method: &Method) -> Route {
     match path {
         "/" => return Route::Page,
         "/health" => return Route::Health,
         "/health/live" => return Route::HealthLive,
         "/health/ready" => return Route::HealthReady,
         "/ring" => return Route::Ring,
+        "/docs" => return Route::Docs,
+        "/openapi.json" => return Route::OpenApi,
+        _ if path.starts_with("/assets/") => return Route::Asset,
+        _ if path.starts_with("/docs/") => return Route::DocsFile,
         _ => {}
     }
     match side {
@@ -130,7 +134,11 @@ async fn dispatch(
             Err(Problem::method("GET, HEAD"))
         }
         Route::CacheStats => Ok(compat::cache_stats()),
-        Route::Page => Ok(health::page(handle, call.side)),
+        Route::Page => Ok(console::page(handle, call.side)),
+        Route::Asset => console::asset(call.parts.uri.path()),
+        Route::Docs => Ok(console::docs()),
+        Route::DocsFile => console::docs_file(call.parts.uri.path()),
+        Route::OpenApi => console::openapi_json(call.side),
         Route::HealthLive => Ok(health::live()),
         Route::HealthReady => health::ready(handle),
         Route::Health => Ok(health::components(handle)),

@@ -2,6 +2,7 @@
 
 mod backend;
 mod client;
+mod console;
 mod keys;
 mod limits;
 mod lists;

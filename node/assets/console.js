@@ -379,7 +379,7 @@ function nodeRow(node, at, self) {
 }
 
 function showCluster(picture) {
-  const nodes = picture.nodes ?? picture.members;
+  const nodes = [...(picture.nodes ?? picture.members)].sort((a, b) => a.name.localeCompare(b.name, undefined, { numeric: true }));
   const self = picture.seen_from?.id ?? picture.node;
   const alive = nodes.filter((node) => node.alive).length;
   drawRing(nodes, alive);

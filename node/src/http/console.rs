@@ -23,13 +23,14 @@ const PAGE: &str = include_str!("../../assets/console.html");
 const DOCS: &str = include_str!("../../assets/docs.html");
 
 const HTML: &str = "text/html; charset=utf-8";
+const STYLE: &str = "text/css; charset=utf-8";
 const SCRIPT: &str = "text/javascript; charset=utf-8";
 
 /// Name, media type, content.
 const ASSETS: [(&str, &str, &str); 4] = [
     (
         "console.css",
-        "text/css; charset=utf-8",
+        STYLE,
         include_str!("../../assets/console.css"),
     ),
     (
@@ -46,7 +47,7 @@ const ASSETS: [(&str, &str, &str); 4] = [
 ];
 
 /// What of Swagger UI is served; its package holds more (source maps, pages with scripts in them).
-const SWAGGER: [&str; 2] = ["swagger-ui.css", "swagger-ui-bundle.js"];
+const SWAGGER: [(&str, &str); 2] = [("swagger-ui.css", STYLE), ("swagger-ui-bundle.js", SCRIPT)];
 
 /// Scripts, styles and requests of this origin only; pictures also from memory; in no frame.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
@@ -100,22 +101,16 @@ pub(super) fn docs() -> Response<Body> {
 /// `GET /docs/{file}`: Swagger UI, as its package has it.
 pub(super) fn docs_file(path: &str) -> Result<Response<Body>, Refused> {
     let name = path.strip_prefix("/docs/").unwrap_or_default();
-    if !SWAGGER.contains(&name) {
-        return Err(Problem::no_route(path));
-    }
+    let found = SWAGGER.iter().find(|(known, _)| *known == name);
+    let &(_, media) = found.ok_or_else(|| Problem::no_route(path))?;
     // The configuration goes only into a file that is not served.
     let config = Arc::new(utoipa_swagger_ui::Config::from("/openapi.json"));
     let Ok(Some(file)) = utoipa_swagger_ui::serve(name, config) else {
         return Err(Problem::internal());
     };
     let bytes = match file.bytes {
-        Cow::Borrowed(bytes) => Bytes::copy_from_slice(bytes),
+        Cow::Borrowed(bytes) => Bytes::from_static(bytes),
         Cow::Owned(bytes) => Bytes::from(bytes),
-    };
-    let media = if name.ends_with(".css") {
-        "text/css; charset=utf-8"
-    } else {
-        SCRIPT
     };
     let mut response = document(media, bytes, VALUE_POLICY);
     // 1.5 MiB that change with the version of the binary only.

@@ -316,7 +316,6 @@ pub(in crate::http) const OPERATIONS: &[Operation] = &[
             SHED,
             NOT_READY,
         ],
-        ..PLAIN
     },
     Operation {
         route: Route::Compatible,

@@ -90,18 +90,12 @@ fn put_and_get(browser: &mut Browser, cluster: &Cluster) {
         "the first field has the focus"
     );
     browser.write(key);
-    let mut focus = String::new();
-    for _ in 0..10 {
+    let mut steps = 0;
+    while browser.eval("document.activeElement.id") != "value" && steps < 10 {
         browser.press("Tab", 9, 0);
-        focus = browser
-            .eval("document.activeElement.id")
-            .as_str()
-            .unwrap_or_default()
-            .to_owned();
-        if focus == "value" {
-            break;
-        }
+        steps += 1;
     }
+    let focus = browser.eval("document.activeElement.id");
     assert_eq!(focus, "value", "the value is reached by Tab");
     browser.write(value);
     browser.press("Enter", 13, 2);

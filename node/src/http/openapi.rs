@@ -4,6 +4,7 @@
 //! is documented is served. Every `GET` may be asked as `HEAD` too, which is said once and not with each.
 
 mod operations;
+mod shapes;
 
 use serde_json::json;
 use utoipa::openapi::content::ContentBuilder;
@@ -119,7 +120,7 @@ pub(super) fn document(side: Side) -> OpenApi {
         paths = paths.path(operation.route.label(), item);
     }
     let mut components = ComponentsBuilder::new();
-    for shape in operations::SHAPES {
+    for shape in shapes::SHAPES {
         components = components.schema(shape.name, shape_schema(shape));
     }
     let (listener, other) = match side {
@@ -273,7 +274,7 @@ const fn problem(status: &'static str, text: &'static str) -> Answer {
 /// Fields that the document says are always in a shape.
 #[cfg(test)]
 pub(super) fn always(shape: &str) -> Vec<&'static str> {
-    let shape = operations::SHAPES.iter().find(|s| s.name == shape);
+    let shape = shapes::SHAPES.iter().find(|s| s.name == shape);
     let fields = shape.map_or(&[][..], |shape| shape.fields);
     fields.iter().filter(|f| f.always).map(|f| f.name).collect()
 }

@@ -1,0 +1,246 @@
+//! The named schemas of the documents.
+
+use super::{Field, Kind, Shape};
+
+const fn field(name: &'static str, kind: Kind, text: &'static str) -> Field {
+    Field {
+        name,
+        kind,
+        text,
+        always: true,
+    }
+}
+
+const fn maybe(name: &'static str, kind: Kind, text: &'static str) -> Field {
+    Field {
+        name,
+        kind,
+        text,
+        always: false,
+    }
+}
+
+/// Every named schema.
+pub(super) const SHAPES: &[Shape] = &[
+    Shape {
+        name: "Problem",
+        text: "An error (RFC 9457); the numbers that matter stand beside it",
+        fields: &[
+            field("type", Kind::Text, "`urn:torc:problem:…`"),
+            field("title", Kind::Text, ""),
+            field("status", Kind::Whole, ""),
+            field(
+                "detail",
+                Kind::Text,
+                "What was tried, on what, and what to do",
+            ),
+            maybe(
+                "outcome",
+                Kind::Word(&["unknown", "not-written"]),
+                "Of a failed write: whether it may still take effect",
+            ),
+            maybe("required", Kind::Whole, ""),
+            maybe("received", Kind::Whole, ""),
+            maybe("limit", Kind::Whole, ""),
+        ],
+    },
+    Shape {
+        name: "Detail",
+        text: "Answers and errors of the older service",
+        fields: &[field("detail", Kind::Text, "")],
+    },
+    Shape {
+        name: "Envelope",
+        text: "What the older service's clients send",
+        fields: &[field("data", Kind::Shape("Pair"), "")],
+    },
+    Shape {
+        name: "Pair",
+        text: "A key and its value",
+        fields: &[field("key", Kind::Text, ""), field("value", Kind::Text, "")],
+    },
+    Shape {
+        name: "CacheStats",
+        text: "Numbers of the read cache",
+        fields: &[
+            field("keys_count", Kind::Whole, ""),
+            field("max_keys_limit", Kind::Whole, ""),
+            field("memory_used_bytes", Kind::Whole, ""),
+            field("hits", Kind::Whole, ""),
+            field("misses", Kind::Whole, ""),
+        ],
+    },
+    Shape {
+        name: "Keys",
+        text: "Keys of a bucket",
+        fields: &[
+            field("keys", Kind::Shapes("ListedKey"), ""),
+            field(
+                "cursor",
+                Kind::MaybeText,
+                "Goes on from here; null when there is no more",
+            ),
+        ],
+    },
+    Shape {
+        name: "ListedKey",
+        text: "A key; `\"encoding\":\"base64\"` where it is not UTF-8",
+        fields: &[
+            field("key", Kind::Text, ""),
+            field("size", Kind::Whole, "Of the value, in bytes"),
+            field("etag", Kind::Text, ""),
+            maybe("encoding", Kind::Word(&["base64"]), ""),
+            maybe("expires_ms", Kind::Whole, "Milliseconds since 1970"),
+        ],
+    },
+    Shape {
+        name: "Status",
+        text: "A status",
+        fields: &[field("status", Kind::Text, "")],
+    },
+    Shape {
+        name: "Health",
+        text: "A node's health",
+        fields: &[
+            field("status", Kind::Word(&["ok", "degraded", "down"]), ""),
+            field("components", Kind::Shape("Components"), ""),
+        ],
+    },
+    Shape {
+        name: "Components",
+        text: "Each with a `status` of ok, degraded, down, or absent where none is configured",
+        fields: &[
+            field("store", Kind::Shape("Component"), ""),
+            field("membership", Kind::Shape("Component"), ""),
+            field("clock", Kind::Shape("Component"), ""),
+            field("cache", Kind::Shape("Component"), ""),
+            field("queue", Kind::Shape("Component"), ""),
+        ],
+    },
+    Shape {
+        name: "Component",
+        text: "One component",
+        fields: &[
+            field(
+                "status",
+                Kind::Word(&["ok", "degraded", "down", "absent"]),
+                "",
+            ),
+            maybe("reason", Kind::Text, "Why it is not ok"),
+        ],
+    },
+    Shape {
+        name: "Ring",
+        text: "The ring",
+        fields: &[
+            field("cluster", Kind::Text, "Identity of the cluster"),
+            field("node", Kind::Text, "Identity of this node"),
+            field("config_version", Kind::Whole, ""),
+            field("ring_version", Kind::Whole, ""),
+            field("partition_bits", Kind::Whole, ""),
+            field(
+                "token_seed",
+                Kind::Text,
+                "Seed of the hash of keys, hexadecimal",
+            ),
+            field("changing", Kind::Flag, "A ring change is under way"),
+            field("members", Kind::Shapes("Member"), ""),
+            field("buckets", Kind::Shapes("BucketBrief"), ""),
+        ],
+    },
+    Shape {
+        name: "Member",
+        text: "A node of the ring",
+        fields: &[
+            field("id", Kind::Text, ""),
+            field("name", Kind::Text, ""),
+            field("zone", Kind::Text, ""),
+            field("weight", Kind::Whole, ""),
+            field(
+                "share",
+                Kind::Number,
+                "Its part of all replicas, from 0 to 1",
+            ),
+            field("peer", Kind::Text, ""),
+            field("http", Kind::Text, ""),
+            field("alive", Kind::Flag, "As seen from this node"),
+            field("state", Kind::Word(&["member", "joining", "leaving"]), ""),
+        ],
+    },
+    Shape {
+        name: "BucketBrief",
+        text: "A bucket",
+        fields: &[
+            field("name", Kind::Text, ""),
+            field("id", Kind::Whole, ""),
+            field("n", Kind::Whole, "Replicas"),
+            field("conflict", Kind::Text, "How conflicting writes are settled"),
+        ],
+    },
+    Shape {
+        name: "Bucket",
+        text: "A bucket's settings",
+        fields: &[
+            field("name", Kind::Text, ""),
+            field("id", Kind::Whole, ""),
+            field("n", Kind::Whole, "Replicas"),
+            field("r", Kind::Text, "Replicas that a read waits for"),
+            field("w", Kind::Text, "Replicas that a write waits for"),
+            field("conflict", Kind::Text, ""),
+            field("read_repair", Kind::Text, ""),
+            field("sloppy", Kind::Flag, ""),
+        ],
+    },
+    Shape {
+        name: "Owner",
+        text: "A node that holds a key",
+        fields: &[
+            field("id", Kind::Text, ""),
+            field("name", Kind::MaybeText, ""),
+            field("http", Kind::MaybeText, ""),
+            field("zone", Kind::MaybeText, ""),
+            field("alive", Kind::Flag, ""),
+        ],
+    },
+    Shape {
+        name: "Owners",
+        text: "Who holds a key",
+        fields: &[
+            field("bucket", Kind::Text, ""),
+            field("key", Kind::Text, ""),
+            field("n", Kind::Whole, ""),
+            field("token", Kind::Text, "Hexadecimal"),
+            field("partition", Kind::Whole, ""),
+            field("owners", Kind::Shapes("Owner"), "In order of preference"),
+            field("stand_ins", Kind::Shapes("Owner"), ""),
+            maybe(
+                "next_owners",
+                Kind::Shapes("Owner"),
+                "During a ring change: who will own it",
+            ),
+        ],
+    },
+    Shape {
+        name: "Cluster",
+        text: "The cluster as seen from one node",
+        fields: &[
+            field("cluster", Kind::Text, ""),
+            field("config_version", Kind::Whole, ""),
+            field("ring_version", Kind::Whole, ""),
+            field("seen_from", Kind::Object, ""),
+            field("ready", Kind::Flag, ""),
+            field("members", Kind::Whole, ""),
+            field("alive", Kind::Whole, ""),
+            field("replicas", Kind::Whole, ""),
+            field("under_replicated", Kind::Flag, ""),
+            field("disk_full", Kind::Flag, ""),
+            field("clock_trusted", Kind::Flag, ""),
+            field(
+                "nodes",
+                Kind::Shapes("Member"),
+                "Members with hints that wait for them and their clocks' offset",
+            ),
+            field("buckets", Kind::Shapes("BucketBrief"), ""),
+        ],
+    },
+];

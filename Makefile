@@ -14,6 +14,9 @@ TEST_ARGS ?= --workspace
 FUZZ_SECONDS ?=
 FUZZ_RUNS ?=
 export FUZZ_SECONDS FUZZ_RUNS
+# For how long `make chaos` injects faults, and the seed that decides which (without one, a new one).
+CHAOS_SECONDS ?= 120
+CHAOS_SEED ?=
 
 # In CI the lock file is an input: a build that would change it fails.
 LOCKED := $(if $(CI),--locked)
@@ -21,7 +24,7 @@ ENV := . scripts/env.sh &&
 PHASE := $(ENV) scripts/phase.sh
 PARTS := fmt-check length purity deny clippy doc-check
 
-.PHONY: help deps services build demo test lint $(PARTS) fmt doc bench fuzz clean
+.PHONY: help deps services build demo test lint $(PARTS) fmt doc bench fuzz chaos clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -78,6 +81,10 @@ bench: deps ## measure the parts and the whole, side by side with their limits
 
 fuzz: deps ## fuzz everything that parses bytes from outside (FUZZ_SECONDS=... or FUZZ_RUNS=...)
 	@$(ENV) scripts/fuzz.sh
+
+chaos: deps ## faults of every kind on a cluster of processes under load (CHAOS_SECONDS=120, CHAOS_SEED=...)
+	@$(ENV) CHAOS_SECONDS=$(CHAOS_SECONDS) $(if $(CHAOS_SEED),CHAOS_SEED=$(CHAOS_SEED)) \
+	  cargo test $(LOCKED) -p torc-e2e --test chaos -- --nocapture --test-threads=1
 
 clean: ## remove build output; compiled RocksDB objects stay in the compiler cache
 	@$(ENV) cargo clean && echo "kept $$CCACHE_DIR and $$TORC_CACHE_DIR/tools; remove $$TORC_CACHE_DIR to start from nothing"

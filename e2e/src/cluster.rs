@@ -111,15 +111,24 @@ impl Cluster {
         let mut cluster = Self::empty(options);
         for _ in 0..size {
             cluster.add();
-            let formation = cluster.formation();
-            cluster.last().launch(&formation);
+        }
+        let peers: Vec<SocketAddr> = cluster.nodes.iter().map(|node| node.peer).collect();
+        cluster.form(&peers);
+        cluster
+    }
+
+    /// Starts all nodes that were added as one cluster; `peers` are the addresses under which others
+    /// reach them. Returns when each is ready and knows all members.
+    pub fn form(&mut self, peers: &[SocketAddr]) {
+        for (number, node) in self.nodes.iter_mut().enumerate() {
             // The first must be there before the others can join; these may arrive together.
-            if cluster.nodes.len() == 1 {
-                cluster.nodes[0].wait_ready();
+            if number == 0 {
+                node.start(&Formation::Bootstrap);
+            } else {
+                node.launch(&Formation::Join(peers[..number].to_vec()));
             }
         }
-        cluster.wait_members(size);
-        cluster
+        self.wait_members(self.nodes.len());
     }
 
     /// The cluster's folder.
@@ -157,6 +166,7 @@ impl Cluster {
             peer: ports::free(),
             pki: self.pki.clone(),
             options: self.options.clone(),
+            prefix: Vec::new(),
             child: None,
         };
         self.nodes.push(node);
@@ -167,14 +177,6 @@ impl Cluster {
         self.nodes
             .last_mut()
             .unwrap_or_else(|| panic!("the cluster has no node yet"))
-    }
-
-    /// How the newest node gets into the cluster: through all others, or as the first.
-    fn formation(&self) -> Formation {
-        match self.nodes.split_last() {
-            Some((_, [])) | None => Formation::Bootstrap,
-            Some((_, others)) => Formation::Join(others.iter().map(|node| node.peer).collect()),
-        }
     }
 
     /// Waits until each running node is ready, counts `size` members and sees them all alive.

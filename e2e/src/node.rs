@@ -12,7 +12,7 @@ use nix::unistd::Pid;
 
 use crate::cluster::{Formation, Options, READY_MAX, REQUEST_MAX, STOP_MAX};
 use crate::http::{self, Request, Response};
-use crate::process::{spawn, torc};
+use crate::process::{spawn, torc_behind};
 use crate::wait;
 
 /// Lines of each log that a failed test shows.
@@ -33,6 +33,8 @@ pub struct Node {
     pub peer: SocketAddr,
     /// Further arguments of `torc serve` and its durability; used from the next start on.
     pub options: Options,
+    /// What its command line begins with, for example to run it in a network namespace.
+    pub prefix: Vec<String>,
     pub(crate) log: PathBuf,
     pub(crate) pki: PathBuf,
     pub(crate) child: Option<Child>,
@@ -43,7 +45,7 @@ impl Node {
     #[track_caller]
     pub fn launch(&mut self, formation: &Formation) {
         assert!(!self.is_launched(), "{} runs already", self.name);
-        let mut command = torc(self.log.parent().unwrap_or(Path::new("/")));
+        let mut command = torc_behind(&self.prefix, self.log.parent().unwrap_or(Path::new("/")));
         command.arg("serve");
         command
             .args(["--name", &self.name])
@@ -86,6 +88,13 @@ impl Node {
     /// Whether it was started and has not been waited for.
     pub fn is_launched(&self) -> bool {
         self.child.is_some()
+    }
+
+    /// Whether a started process has ended by itself; [`Self::wait_exit`] then knows how.
+    pub fn has_ended(&mut self) -> bool {
+        self.child
+            .as_mut()
+            .is_some_and(|child| matches!(child.try_wait(), Ok(Some(_))))
     }
 
     /// Process id.

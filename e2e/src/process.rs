@@ -1,5 +1,6 @@
 //! Starting processes that never outlive the tests.
 
+use std::ffi::OsString;
 use std::io;
 use std::path::Path;
 use std::process::{Child, Command};
@@ -12,15 +13,19 @@ use crate::binary;
 /// A command that runs the tested binary, untouched by the caller's settings. `home` is where it
 /// may keep what it keeps per user.
 pub fn torc(home: &Path) -> Command {
-    let mut command = if die_with_parent() {
-        let mut command = Command::new("setpriv");
-        command
-            .args(["--pdeathsig", "KILL", "--"])
-            .arg(binary::torc());
-        command
-    } else {
-        Command::new(binary::torc())
-    };
+    torc_behind(&[], home)
+}
+
+/// Like [`torc`], run by the command that `prefix` begins (which must become what it runs, as `nsenter`
+/// does, so that signals reach it).
+pub fn torc_behind(prefix: &[String], home: &Path) -> Command {
+    let mut words: Vec<OsString> = prefix.iter().map(OsString::from).collect();
+    if die_with_parent() {
+        words.extend(["setpriv", "--pdeathsig", "KILL", "--"].map(OsString::from));
+    }
+    words.push(binary::torc().into());
+    let mut command = Command::new(&words[0]);
+    command.args(&words[1..]);
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("TORC_") {
             command.env_remove(name);

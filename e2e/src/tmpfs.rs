@@ -21,6 +21,14 @@ impl Tmpfs {
     /// Mounts a tmpfs of `mebibytes` on a new temporary folder. Fails the test when that is not
     /// allowed: a disk that cannot be filled must not look like a test that passed.
     pub fn mount(mebibytes: u32) -> Self {
+        Self::try_mount(mebibytes).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// Like [`Self::mount`], for tests of which the full disk is a part only.
+    ///
+    /// # Errors
+    /// When mounting is not allowed, as a sentence.
+    pub fn try_mount(mebibytes: u32) -> Result<Self, String> {
         let folder = TempDir::with_prefix("torc-e2e-disk-")
             .unwrap_or_else(|error| panic!("make a folder to mount on: {error}"));
         let output = Command::new("mount")
@@ -28,14 +36,15 @@ impl Tmpfs {
             .arg(folder.path())
             .output()
             .unwrap_or_else(|error| panic!("run mount: {error}"));
-        assert!(
-            output.status.success(),
+        if output.status.success() {
+            return Ok(Self { folder });
+        }
+        Err(format!(
             "cannot mount a tmpfs on {}: {}. The full-disk test needs root (CAP_SYS_ADMIN): run it \
              as root or in a privileged container.",
             folder.path().display(),
             String::from_utf8_lossy(&output.stderr).trim()
-        );
-        Self { folder }
+        ))
     }
 
     /// Where it is mounted.

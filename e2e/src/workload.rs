@@ -37,6 +37,9 @@ pub struct Mix {
     pub timeout: Duration,
     /// Pause between two operations of a client; zero for none.
     pub pace: Duration,
+    /// Whether the nodes' clocks agree. Without that, a write may be told that a newer version was there
+    /// already although every earlier write had returned: nobody need ever see it then.
+    pub one_clock: bool,
 }
 
 impl Default for Mix {
@@ -52,6 +55,7 @@ impl Default for Mix {
             put_query: "w=quorum",
             timeout: Duration::from_secs(5),
             pace: Duration::ZERO,
+            one_clock: true,
         }
     }
 }
@@ -252,8 +256,11 @@ impl Worker {
         self.recorder.run(self.id, &key, call.clone(), || {
             let answer = client.send(&request);
             let note = note(*address, &answer);
+            let is_superseded = matches!(&answer, Ok(response) if is_superseded(response));
             let (outcome, failure) = judge(&call, answer);
             failed = failure;
+            let is_void = is_superseded && !self.mix.one_clock && outcome == Outcome::Written;
+            let outcome = if is_void { Outcome::Unknown } else { outcome };
             (outcome, Some(note))
         });
         if let Some(what) = failed {
@@ -283,13 +290,20 @@ fn note(node: SocketAddr, answer: &Result<Response, HttpError>) -> Arc<str> {
     match answer {
         Ok(response) => {
             let version = response.header("etag").unwrap_or("no etag");
-            let superseded = response
-                .header("x-torc-superseded")
-                .map_or("", |_| " superseded");
+            let superseded = if is_superseded(response) {
+                " superseded"
+            } else {
+                ""
+            };
             format!("{port} {} {version}{superseded}", response.status).into()
         }
         Err(_) => format!("{port}").into(),
     }
+}
+
+/// Whether a write was told that a newer version is there.
+fn is_superseded(response: &Response) -> bool {
+    response.header("x-torc-superseded").is_some()
 }
 
 /// What an answer means for the history, and what to say of it if it is a failure.

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs the side services that tests start (Redis, Sentinel, RabbitMQ, Nginx, Prometheus, a browser)
+# Installs the side services that tests start (Redis, Sentinel, RabbitMQ, etcd, Nginx, Prometheus, a browser)
 # and debootstrap for the offline images, as far as this machine lacks them. Quick and silent when all is
 # there. Needs root or sudo only when a package is missing.
 #
@@ -30,6 +30,7 @@ look() {
   need redis-cli redis-tools
   need redis-sentinel redis-sentinel redis-sentinel.service
   need rabbitmq-server rabbitmq-server "rabbitmq-server.service epmd.socket epmd.service"
+  need etcd etcd-server etcd.service
   need nginx nginx-light nginx.service
   need prometheus prometheus prometheus.service
   need promtool prometheus

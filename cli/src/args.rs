@@ -7,7 +7,9 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use torc_client::Quorum;
 
-const DATA_DEFAULT: &str = "127.0.0.1:8081";
+use crate::bench::args::BenchArgs;
+
+pub(crate) const DATA_DEFAULT: &str = "127.0.0.1:8081";
 const ADMIN_DEFAULT: &str = "127.0.0.1:9081";
 
 const EXIT_CODES: &str =
@@ -25,6 +27,8 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Start a cluster on this machine and play with it; Ctrl-C stops it
     Demo(DemoArgs),
+    /// Measure: throughput, latency, availability and staleness, of torc and of others beside it
+    Bench(BenchArgs),
     /// Run one node
     Serve(Box<ServeArgs>),
     /// Print a key's value
@@ -415,7 +419,8 @@ pub(crate) struct DemoNode {
     pub(crate) target: DemoTarget,
 }
 
-fn time(text: &str) -> Result<Duration, &'static str> {
+/// A time above zero.
+pub(crate) fn time(text: &str) -> Result<Duration, &'static str> {
     torc_node::config::parse_duration(text)
         .filter(|time| !time.is_zero())
         .ok_or("give a time above zero with its unit, such as 250ms, 30s, 10m, 12h or 7d")

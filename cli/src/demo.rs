@@ -3,10 +3,10 @@
 //! Invariant: nothing outlives the demo. Nodes hold the read end of a pipe whose write end is the demo's;
 //! they stop when it closes, however the demo ends.
 
-mod cluster;
-mod control;
+pub(crate) mod cluster;
+pub(crate) mod control;
 mod cut;
-mod home;
+pub(crate) mod home;
 mod load;
 mod node;
 mod ports;
@@ -55,10 +55,10 @@ pub(crate) fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// SIGINT, SIGTERM and the end of the terminal: all of them stop the demo in order.
-struct Stops([Signal; 3]);
+pub(crate) struct Stops([Signal; 3]);
 
 impl Stops {
-    fn new() -> io::Result<Self> {
+    pub(crate) fn new() -> io::Result<Self> {
         Ok(Self([
             signal(SignalKind::interrupt())?,
             signal(SignalKind::terminate())?,
@@ -66,7 +66,7 @@ impl Stops {
         ]))
     }
 
-    async fn wait(&mut self) {
+    pub(crate) async fn wait(&mut self) {
         let [interrupt, terminate, hangup] = &mut self.0;
         tokio::select! {
             _ = interrupt.recv() => {}

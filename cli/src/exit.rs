@@ -5,6 +5,7 @@ use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use torc_client::Error as ClientError;
+use torc_loadtest::Error as LoadError;
 use torc_node::config::SettingsError;
 
 /// Refused, or not found.
@@ -84,6 +85,13 @@ fn code(error: &anyhow::Error) -> u8 {
         }
         if cause.is::<Unreachable>() {
             return UNREACHABLE;
+        }
+        if let Some(error) = cause.downcast_ref::<LoadError>() {
+            return match error {
+                error if error.is_usage() => USAGE,
+                LoadError::Unreachable { .. } => UNREACHABLE,
+                _ => REFUSED,
+            };
         }
         if let Some(error) = cause.downcast_ref::<ClientError>() {
             return client_code(error);

@@ -4,6 +4,7 @@
 //! processes is at home here.
 
 mod args;
+mod bench;
 mod config;
 mod demo;
 mod exit;
@@ -35,6 +36,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Serve(args) => serve::run(&args),
         Command::Demo(args) => demo::run(args),
+        Command::Bench(args) => block_on(bench::run(args)),
         Command::Get(args) => block_on(keys::get(args)),
         Command::Put(args) => block_on(keys::put(args)),
         Command::Delete(args) => block_on(keys::delete(args)),

@@ -276,7 +276,8 @@ async fn wait_ready(message: &str, admin: String) -> anyhow::Result<()> {
     }
 }
 
-async fn ask(target: &DemoTarget, request: &Request) -> anyhow::Result<Reply> {
+/// Asks the demo that is meant.
+pub(crate) async fn ask(target: &DemoTarget, request: &Request) -> anyhow::Result<Reply> {
     let mut stream = find(target.demo).await?;
     let exchange = async {
         write_line(&mut stream, request).await.ok()?;

@@ -47,7 +47,9 @@ fn start(program: &str, arguments: impl Fn(SocketAddr, &str) -> Vec<String>) -> 
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
-        .unwrap_or_else(|error| panic!("cannot start {program} ({error}); scripts/services.sh installs it"));
+        .unwrap_or_else(|error| {
+            panic!("cannot start {program} ({error}); scripts/services.sh installs it")
+        });
     let server = Server {
         child,
         address,
@@ -64,8 +66,23 @@ fn start(program: &str, arguments: impl Fn(SocketAddr, &str) -> Vec<String>) -> 
 fn redis(more: &[&str]) -> Server {
     start("redis-server", |address, folder| {
         let port = address.port().to_string();
-        let fixed = ["--port", &port, "--bind", "127.0.0.1", "--dir", folder, "--save", "", "--appendonly", "no"];
-        fixed.iter().chain(more).map(|argument| (*argument).to_owned()).collect()
+        let fixed = [
+            "--port",
+            &port,
+            "--bind",
+            "127.0.0.1",
+            "--dir",
+            folder,
+            "--save",
+            "",
+            "--appendonly",
+            "no",
+        ];
+        fixed
+            .iter()
+            .chain(more)
+            .map(|argument| (*argument).to_owned())
+            .collect()
     })
 }
 
@@ -74,8 +91,18 @@ fn etcd() -> Server {
     start("etcd", |address, folder| {
         let (client, peer) = (format!("http://{address}"), format!("http://{peer}"));
         [
-            "--data-dir", folder, "--listen-client-urls", &client, "--advertise-client-urls", &client, "--listen-peer-urls", &peer,
-            "--initial-advertise-peer-urls", &peer, "--initial-cluster", &format!("default={peer}"),
+            "--data-dir",
+            folder,
+            "--listen-client-urls",
+            &client,
+            "--advertise-client-urls",
+            &client,
+            "--listen-peer-urls",
+            &peer,
+            "--initial-advertise-peer-urls",
+            &peer,
+            "--initial-cluster",
+            &format!("default={peer}"),
         ]
         .map(str::to_owned)
         .to_vec()
@@ -84,8 +111,12 @@ fn etcd() -> Server {
 
 /// Loads records, then does some of everything; answers what came of it.
 fn drive(spec: &str) -> RunResult {
-    let target = Target::new(&spec.parse().expect("a target"), Asking::default(), false).expect("on this machine");
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let target = Target::new(&spec.parse().expect("a target"), Asking::default(), false)
+        .expect("on this machine");
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
     let begin = Instant::now();
     while let Err(error) = runtime.block_on(target.probe(false)) {
         assert!(begin.elapsed() < STARTED_MAX, "{spec}: {error}");
@@ -113,11 +144,18 @@ fn drive(spec: &str) -> RunResult {
 }
 
 fn check(result: &RunResult) {
-    assert_eq!((result.totals.operations, result.totals.errors), (800, 0), "{result:?}");
+    assert_eq!(
+        (result.totals.operations, result.totals.errors),
+        (800, 0),
+        "{result:?}"
+    );
     // Nothing is deleted, so all that is read must be there.
     assert_eq!(result.totals.missing, 0, "{result:?}");
     for kind in ["get", "put", "insert", "scan", "rmw"] {
-        assert!(result.phases["run"].kinds.contains_key(kind), "{kind} in {result:?}");
+        assert!(
+            result.phases["run"].kinds.contains_key(kind),
+            "{kind} in {result:?}"
+        );
     }
     assert_eq!(result.phases["load"].totals.operations, 300);
 }
@@ -130,7 +168,12 @@ fn redis_is_driven() {
 
 #[test]
 fn a_redis_cluster_is_driven() {
-    let server = redis(&["--cluster-enabled", "yes", "--cluster-port", &free_port().port().to_string()]);
+    let server = redis(&[
+        "--cluster-enabled",
+        "yes",
+        "--cluster-port",
+        &free_port().port().to_string(),
+    ]);
     let port = server.address.port().to_string();
     let slots = Command::new("redis-cli")
         .args(["-p", &port, "CLUSTER", "ADDSLOTSRANGE", "0", "16383"])

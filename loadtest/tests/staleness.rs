@@ -31,7 +31,12 @@ struct Lagging {
 impl Lagging {
     async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
         let (method, key) = (request.method().clone(), request.uri().path().to_owned());
-        let body = request.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+        let body = request
+            .into_body()
+            .collect()
+            .await
+            .map(|body| body.to_bytes())
+            .unwrap_or_default();
         let now = Instant::now();
         let mut keys = self.keys.lock();
         let versions = keys.entry(key).or_default();
@@ -41,7 +46,10 @@ impl Lagging {
             *response.status_mut() = StatusCode::NO_CONTENT;
             return response;
         }
-        let shown = versions.iter().rev().find(|(stored, _)| *stored + self.lag <= now);
+        let shown = versions
+            .iter()
+            .rev()
+            .find(|(stored, _)| *stored + self.lag <= now);
         match shown {
             Some((_, value)) => *response.body_mut() = Full::new(value.clone()),
             None => {
@@ -56,14 +64,19 @@ impl Lagging {
 fn serve(lag: Duration) -> SocketAddr {
     let (sender, address) = std::sync::mpsc::channel();
     thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime");
         runtime.block_on(async move {
             let server = Arc::new(Lagging {
                 lag,
                 keys: Mutex::default(),
             });
             let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-            sender.send(listener.local_addr().expect("an address")).expect("somebody waits");
+            sender
+                .send(listener.local_addr().expect("an address"))
+                .expect("somebody waits");
             loop {
                 let (stream, _) = listener.accept().await.expect("a connection");
                 stream.set_nodelay(true).expect("no delay");
@@ -106,7 +119,12 @@ fn reads_within_the_lag_are_stale_and_later_ones_never() {
     for bin in &seen.curve {
         // A read that is sent after the lag cannot miss; one that is sent early, but arrives late on a busy
         // machine, may be lucky.
-        let from = seen.curve.iter().map(|other| other.up_to_us).filter(|end| *end < bin.up_to_us).max();
+        let from = seen
+            .curve
+            .iter()
+            .map(|other| other.up_to_us)
+            .filter(|end| *end < bin.up_to_us)
+            .max();
         if from.is_some_and(|from| Duration::from_micros(from) >= lag) {
             assert_eq!(bin.misses, 0, "{bin:?}");
         } else if bin.up_to_us <= 2_000 && bin.probes >= 50 {
@@ -114,13 +132,20 @@ fn reads_within_the_lag_are_stale_and_later_ones_never() {
         }
     }
     assert!(seen.misses > 500, "{seen:?}");
-    assert!(seen.oldest_value_ms < 20.0 + 1_000.0 && seen.versions_behind_max >= 1, "{seen:?}");
+    assert!(
+        seen.oldest_value_ms < 20.0 + 1_000.0 && seen.versions_behind_max >= 1,
+        "{seen:?}"
+    );
 }
 
 #[test]
 fn a_server_without_lag_is_never_stale() {
     let seen = probe(Duration::ZERO);
-    assert_eq!((seen.failed, seen.misses, seen.probes), (0, 0, 2_000), "{seen:?}");
+    assert_eq!(
+        (seen.failed, seen.misses, seen.probes),
+        (0, 0, 2_000),
+        "{seen:?}"
+    );
     assert_eq!((seen.oldest_value_ms, seen.versions_behind_max), (0.0, 0));
     assert!((seen.probability_at_most - 0.0015).abs() < 1e-9);
 }

@@ -7,6 +7,8 @@ use crate::record::{MOMENT, Moment};
 
 /// A moment is well again when it answers this part of what the moments before the failures answered.
 const WELL: f64 = 0.9;
+/// Answers of a moment from which on a silent one is an outage.
+const BUSY: u32 = 5;
 /// So many moments must be well, one after the other.
 const WELL_MOMENTS: usize = 5;
 
@@ -52,6 +54,12 @@ impl Availability {
             .filter(|moment| moment.answered > moment.failed)
             .count() as u64;
         let silent = |moment: &Moment| moment.answered == 0;
+        // Where little is asked for, a moment without an answer is none.
+        let mut usual: Vec<u32> = moments.iter().map(|moment| moment.answered).collect();
+        usual.sort_unstable();
+        let is_busy = usual
+            .get(usual.len() * 3 / 4)
+            .is_some_and(|answered| *answered >= BUSY);
         let longest = moments
             .split(|moment| !silent(moment))
             .map(<[Moment]>::len)
@@ -59,7 +67,7 @@ impl Availability {
             .unwrap_or(0);
         let trouble = moments
             .iter()
-            .position(|moment| silent(moment) || moment.failed > 0);
+            .position(|moment| (is_busy && silent(moment)) || moment.failed > 0);
         Self {
             answered: part(answered, failed),
             moments_up: part(up, moments.len() as u64 - up),
@@ -186,6 +194,16 @@ mod tests {
             Some(10.0)
         );
         assert!(seen.answered < 1.0 && seen.moments_up < 1.0);
+    }
+
+    #[test]
+    fn silence_between_few_requests_is_no_outage() {
+        let rare = Moment {
+            answered: 1,
+            failed: 0,
+        };
+        let seen = Availability::of(&[rare, Moment::default(), rare, Moment::default(), rare]);
+        assert_eq!(seen.first_trouble_seconds, None);
     }
 
     #[test]

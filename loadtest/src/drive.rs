@@ -176,6 +176,8 @@ struct Shared<'a> {
     records: Arc<Records>,
     progress: &'a Progress,
     phase: Phase,
+    /// The first operations begin; those before `begin` warm up, and do not count.
+    start: Instant,
     begin: Instant,
     end: Instant,
     claimed: AtomicU64,
@@ -207,6 +209,7 @@ pub fn load(
         records: Arc::new(Records::new(0)),
         progress,
         phase: Phase::Load,
+        start: begin,
         begin,
         end: begin + DURATION_MAX,
         claimed: AtomicU64::new(0),
@@ -240,7 +243,8 @@ pub fn run(
     progress: &Progress,
 ) -> Result<Measured, Error> {
     plan.check()?;
-    let begin = Instant::now() + LEAD + plan.warm_up;
+    let start = Instant::now() + LEAD;
+    let begin = start + plan.warm_up;
     let shared = Shared {
         plan,
         target,
@@ -248,6 +252,7 @@ pub fn run(
         records: Arc::new(Records::new(workload.records)),
         progress,
         phase: Phase::Run,
+        start,
         begin,
         end: begin + plan.duration,
         claimed: AtomicU64::new(0),
@@ -366,7 +371,7 @@ impl Lane<'_> {
         let ticker = Ticker::new()?;
         let plan = self.shared.plan;
         // The warm-up has the same rate.
-        let span = (self.shared.begin - plan.warm_up, self.shared.end);
+        let span = (self.shared.start, self.shared.end);
         let phase = number as f64 / workers as f64;
         let rng = SmallRng::seed_from_u64(plan.seed ^ number as u64);
         let schedule = Schedule::new(span, per_second / workers as f64, (arrivals, phase), rng);
@@ -445,8 +450,7 @@ impl Lane<'_> {
         if self.shared.phase == Phase::Load {
             return self.fill(connection).await;
         }
-        let begin = self.shared.begin - self.shared.plan.warm_up;
-        tokio::time::sleep(begin.saturating_duration_since(Instant::now())).await;
+        tokio::time::sleep(self.shared.start.saturating_duration_since(Instant::now())).await;
         while let Some(due) = self.next().await {
             let (drawn, value) = {
                 let mut generator = self.generator.borrow_mut();

@@ -1,5 +1,7 @@
 //! etcd through the HTTP gateway of its API v3: JSON with keys and values in base64.
 
+use std::fmt::Write as _;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
@@ -67,8 +69,8 @@ impl Etcd {
                 self.push(r#"","range_end":""#, &[0]);
                 self.push_serializable();
                 self.body.pop();
-                self.body
-                    .push_str(&format!(r#","limit":"{}"}}"#, keys.len()));
+                // Writing into a String cannot fail.
+                let _ = write!(self.body, r#","limit":"{}"}}"#, keys.len());
                 "/v3/kv/range"
             }
         };

@@ -117,7 +117,7 @@ impl Default for Asking {
 }
 
 // serde hands the field over by reference.
-#[allow(clippy::ref_option)]
+#[allow(clippy::ref_option, clippy::trivially_copy_pass_by_ref)]
 fn quorum<S: serde::Serializer>(quorum: &Option<Quorum>, serializer: S) -> Result<S::Ok, S::Error> {
     match quorum {
         Some(quorum) => serializer.collect_str(quorum),

@@ -59,7 +59,7 @@ impl Behaviour {
         if let Some((from, length)) = self.stall {
             let since = self.begun.elapsed();
             if since >= from && since < from + length {
-                delay += from + length - since;
+                delay += (from + length).saturating_sub(since);
             }
         }
         if !delay.is_zero() {
@@ -282,7 +282,7 @@ fn a_server_that_is_not_there_is_counted_not_waited_for() {
         listener.local_addr().expect("an address")
     };
     let result = measure(address, &plan(2, Pace::Closed, Duration::from_millis(300)));
-    assert_eq!(result.totals.throughput, 0.0);
+    assert!(result.totals.throughput <= 0.0);
     assert!(
         result.totals.errors > 0 && result.totals.errors < 1_000,
         "{:?}",

@@ -35,7 +35,7 @@ impl Lagging {
             .into_body()
             .collect()
             .await
-            .map(|body| body.to_bytes())
+            .map(http_body_util::Collected::to_bytes)
             .unwrap_or_default();
         let now = Instant::now();
         let mut keys = self.keys.lock();
@@ -50,12 +50,11 @@ impl Lagging {
             .iter()
             .rev()
             .find(|(stored, _)| *stored + self.lag <= now);
-        match shown {
-            Some((_, value)) => *response.body_mut() = Full::new(value.clone()),
-            None => {
-                *response.status_mut() = StatusCode::NOT_FOUND;
-                *response.body_mut() = Full::new(Bytes::from_static(br#"{"type":"no-such-key"}"#));
-            }
+        if let Some((_, value)) = shown {
+            *response.body_mut() = Full::new(value.clone());
+        } else {
+            *response.status_mut() = StatusCode::NOT_FOUND;
+            *response.body_mut() = Full::new(Bytes::from_static(br#"{"type":"no-such-key"}"#));
         }
         response
     }

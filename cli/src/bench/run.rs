@@ -167,13 +167,11 @@ pub(crate) async fn with_trouble<T>(
     };
     let admin = nodes.act(Action::Restart, node).await?;
     let ready = wait_ready(&admin);
-    match early {
-        Some(done) => ready.await.and(done),
-        None => {
-            let (done, ready) = tokio::join!(work, ready);
-            ready.and(done)
-        }
+    if let Some(done) = early {
+        return ready.await.and(done);
     }
+    let (done, ready) = tokio::join!(work, ready);
+    ready.and(done)
 }
 
 fn print(result: &RunResult) -> anyhow::Result<()> {

@@ -25,7 +25,7 @@ use crate::exit::Usage;
 use crate::output;
 
 /// Time that probes may take for each thousand of them, besides half a minute.
-const PROBE_TIME: Duration = Duration::from_millis(1_000);
+const PROBE_TIME: Duration = Duration::from_secs(1);
 
 /// What a combination is measured with.
 struct Bed<'a> {
@@ -148,11 +148,7 @@ impl Bed<'_> {
     }
 
     fn target(&self, bucket: &str, quorums: Option<(u16, u16)>) -> anyhow::Result<Target> {
-        let count = |count: u16| {
-            u8::try_from(count)
-                .map(Quorum::Count)
-                .unwrap_or(Quorum::All)
-        };
+        let count = |count: u16| u8::try_from(count).map_or(Quorum::All, Quorum::Count);
         let ask = AskArgs {
             bucket: bucket.to_owned(),
             r: quorums.map(|(r, _)| count(r)),

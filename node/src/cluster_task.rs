@@ -177,6 +177,10 @@ impl ClusterTask {
                     self.input(ClusterInput::Frozen(ring));
                 }
             }
+            // Whoever drives the change asks the shards again; nothing waits for it here.
+            ShardNews::Covered(shard, ring) => {
+                debug!(shard, ring = ring.0, "the shard has everything that it gains");
+            }
             ShardNews::NewerConfig(peer, version) => {
                 self.input(ClusterInput::NewerConfig(peer, version));
             }
@@ -279,6 +283,9 @@ impl ClusterTask {
             }
         });
         self.to_shards(|| Input::Config(Arc::clone(&view)));
+        if config.version <= self.cluster.applied() {
+            self.to_shards(|| Input::Applied(config.ring_version));
+        }
         self.view = Some(view);
         self.applied = config.version;
         self.gossip_about(config).await?;
@@ -398,6 +405,7 @@ impl ClusterTask {
                 ring,
                 members,
             } => {
+                self.to_shards(|| Input::Applied(ring));
                 info!(
                     version = version.0,
                     ring = ring.0,

@@ -72,8 +72,13 @@ pub struct Settings {
     pub clock_drift_max: Duration,
     /// Beyond this drift a node warns.
     pub clock_drift_warn: Duration,
+    /// Greatest rate at which partitions are received, and handed out, in a ring change, in bytes per
+    /// second; 0 for no limit.
+    pub transfer_rate: u64,
     /// Bounds of hinted handoff.
     pub hints: Hints,
+    /// Anti-entropy.
+    pub antientropy: AntiEntropy,
     /// Interval of gossip rounds.
     pub gossip_interval: Duration,
     /// RocksDB.
@@ -130,6 +135,17 @@ pub struct Hints {
     pub age: Duration,
     /// Greatest rate of delivery to one target, in bytes per second.
     pub rate: u64,
+}
+
+/// What keeps copies equal in the background.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AntiEntropy {
+    /// Age of agreement that is aimed at.
+    pub age_target: Duration,
+    /// Greatest rate of reading and sending, in bytes per second; 0 for no limit.
+    pub rate: u64,
+    /// Rate of the scan that rereads everything, in bytes per second; 0 for none.
+    pub scan_rate: u64,
 }
 
 /// RocksDB's settings.

@@ -7,13 +7,14 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{mpsc, oneshot};
 use torc_protocol::client::{ClientError, ClientOp, ClientReply, ClientRequest};
-use torc_protocol::shard_io::View;
+use torc_protocol::shard_io::{Input, View};
 use torc_protocol::time::{Mono, Now, Wall};
-use torc_ring::{NodeId, PartitionId, Token};
+use torc_ring::{NodeId, PartitionId, RingVersion, Token};
 use torc_storage::Store;
 
 use crate::config::Settings;
 use crate::metrics::Metrics;
+use crate::shard_task::Mail;
 use crate::transport::Transport;
 
 /// A request on its way to a shard.
@@ -40,7 +41,35 @@ struct Inner {
     state: RwLock<State>,
     /// Hints that wait in each shard for each target: count, bytes.
     hints: Mutex<BTreeMap<(usize, NodeId), (u64, u64)>>,
+    /// Of each shard: age of agreement in microseconds, pairs, pairs in doubt.
+    agreement: Mutex<BTreeMap<usize, (u64, u64, u64)>>,
+    /// Of each shard: joint ring version, partitions complete, of how many, bytes received.
+    progress: Mutex<BTreeMap<usize, (u64, u64, u64, u64)>>,
+    /// Ways to tell the shards something.
+    inlets: OnceLock<Vec<mpsc::UnboundedSender<Mail>>>,
     parts: OnceLock<Parts>,
+}
+
+/// How far the copies of partitions at this node are known to agree with their other owners'.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Agreement {
+    /// Time since which the least verified pair is known to agree.
+    pub age: Duration,
+    /// Pairs of a partition and another owner of it.
+    pub pairs: u64,
+    /// Pairs that are in doubt and compared first.
+    pub doubts: u64,
+}
+
+/// How far the present ring change has come at this node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TransferProgress {
+    /// Partitions of buckets that have arrived and are verified.
+    pub done: u64,
+    /// Partitions of buckets that this node gains or must check.
+    pub total: u64,
+    /// Bytes received.
+    pub bytes: u64,
 }
 
 /// Parts of the node that status and metrics look into.
@@ -149,6 +178,9 @@ impl Handle {
             view: RwLock::new(None),
             state: RwLock::new(state),
             hints: Mutex::default(),
+            agreement: Mutex::default(),
+            progress: Mutex::default(),
+            inlets: OnceLock::new(),
             parts: OnceLock::new(),
         }))
     }
@@ -170,6 +202,59 @@ impl Handle {
             .hints
             .lock()
             .insert((shard, target), (waiting, bytes));
+    }
+
+    /// How far a shard's copies are known to agree: age in microseconds, pairs, pairs in doubt.
+    pub fn set_agreement(&self, shard: usize, agreement: (u64, u64, u64)) {
+        self.0.agreement.lock().insert(shard, agreement);
+    }
+
+    /// The least known agreement of all shards.
+    #[must_use]
+    pub fn agreement(&self) -> Agreement {
+        let shards = self.0.agreement.lock();
+        let mut sum = Agreement::default();
+        for &(age, pairs, doubts) in shards.values() {
+            sum.age = sum.age.max(Duration::from_micros(age));
+            sum.pairs += pairs;
+            sum.doubts += doubts;
+        }
+        sum
+    }
+
+    /// How far a ring change has come in a shard: joint ring version, done, total, bytes.
+    pub fn set_progress(&self, shard: usize, progress: (u64, u64, u64, u64)) {
+        self.0.progress.lock().insert(shard, progress);
+    }
+
+    /// How far the change to that joint ring version has come at this node.
+    #[must_use]
+    pub fn progress(&self, ring: RingVersion) -> TransferProgress {
+        let shards = self.0.progress.lock();
+        let mut sum = TransferProgress::default();
+        for &(_, done, total, bytes) in shards.values().filter(|of| of.0 == ring.0) {
+            sum.done += done;
+            sum.total += total;
+            sum.bytes += bytes;
+        }
+        sum
+    }
+
+    /// Hands in the ways to the shards; only the first call counts.
+    pub(crate) fn set_inlets(&self, inlets: Vec<mpsc::UnboundedSender<Mail>>) {
+        let _ = self.0.inlets.set(inlets);
+    }
+
+    /// Has all copies of this node's partitions compared with their other owners', before anything else.
+    pub fn repair(&self) {
+        for inlet in self.0.inlets.get().into_iter().flatten() {
+            // A shard ends only when the node stops.
+            let _ = inlet.send(Mail::Control(Input::Repair));
+        }
+        // Until the shards have told how much there is to do.
+        for agreement in self.0.agreement.lock().values_mut() {
+            agreement.2 = agreement.1;
+        }
     }
 
     /// The settings.

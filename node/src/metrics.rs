@@ -43,11 +43,12 @@ pub enum Route {
     Docs,
     DocsFile,
     OpenApi,
+    Repair,
     None,
 }
 
 impl Route {
-    pub(crate) const ALL: [Self; 19] = [
+    pub(crate) const ALL: [Self; 20] = [
         Self::Key,
         Self::Bucket,
         Self::Batch,
@@ -66,6 +67,7 @@ impl Route {
         Self::Docs,
         Self::DocsFile,
         Self::OpenApi,
+        Self::Repair,
         Self::None,
     ];
 
@@ -89,6 +91,7 @@ impl Route {
             Self::Docs => "/docs",
             Self::DocsFile => "/docs/{file}",
             Self::OpenApi => "/openapi.json",
+            Self::Repair => "/repair",
             Self::None => "none",
         }
     }
@@ -165,6 +168,14 @@ pub struct Metrics {
     hints_delivered: Counter,
     /// `torc_hints_dropped_total{reason}`: hints that a bound has dropped; their keys wait for repair.
     hints_dropped: ByName,
+    /// `torc_antientropy_keys_repaired_total`: keys that were stored here because another owner had them,
+    /// outside of ring changes.
+    keys_repaired: Counter,
+    /// `torc_antientropy_sessions_failed_total{reason}`: comparisons that ended early and are tried again,
+    /// those of ring changes included.
+    sessions_failed: ByName,
+    /// `torc_transfer_bytes_total`: bytes of keys and values received in ring changes.
+    transfer_bytes: Counter,
     /// `torc_version_collisions_total`: equal versions with different values were merged. Anything but 0
     /// is a fault somewhere.
     collisions: Counter,
@@ -194,6 +205,9 @@ impl Default for Metrics {
             hints_stored: Counter::default(),
             hints_delivered: Counter::default(),
             hints_dropped: ByName::default(),
+            keys_repaired: Counter::default(),
+            sessions_failed: ByName::default(),
+            transfer_bytes: Counter::default(),
             collisions: Counter::default(),
             shed: ByName::default(),
         }
@@ -288,8 +302,18 @@ impl Metrics {
             Event::HintsDropped { count, reason, .. } => self.hints_dropped.add(reason, *count),
             Event::HintDelivered { .. } => self.hints_delivered.add(1),
             Event::Shed { reason } => self.shed.add(reason, 1),
-            // The first is a gauge, which `Handle` keeps; the second one the replica has counted by its purpose.
-            Event::Hints { .. } | Event::Repaired { .. } => {}
+            Event::Synced {
+                bytes,
+                transfer: true,
+                ..
+            } => self.transfer_bytes.add(*bytes),
+            Event::Synced { keys, .. } => self.keys_repaired.add(*keys),
+            Event::SyncFailed { reason, .. } => self.sessions_failed.add(reason, 1),
+            // Gauges, which `Handle` keeps; the last one the replica has counted by its purpose.
+            Event::Hints { .. }
+            | Event::Agreement { .. }
+            | Event::Progress { .. }
+            | Event::Repaired { .. } => {}
         }
     }
 }

@@ -5,6 +5,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use bytes::Bytes;
 use rand::TryRngCore;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -18,7 +19,7 @@ use torc_protocol::shard::{Shard, ShardSettings};
 use torc_protocol::shard_io::Input;
 use torc_protocol::store::{Batch, CommitId, StateKey, StoreError, Sync, Write};
 use torc_ring::config::Secret;
-use torc_ring::{ClusterId, Member, NodeId};
+use torc_ring::{BucketId, ClusterId, Member, NodeId, PartitionId};
 use torc_storage::{Committer, Deliver, Observe, States, StorageError, Store};
 use tracing::{info, warn};
 
@@ -180,6 +181,7 @@ pub async fn run(
         // Before the first dial: a node of this cluster greets as one.
         transport.set_cluster(known.cluster);
     }
+    handle.set_inlets(inlets.iter().map(|inlet| inlet.mail.clone()).collect());
     handle.set_parts(Parts {
         store: store.clone(),
         transport: transport.clone(),
@@ -196,10 +198,14 @@ pub async fn run(
         mail: inlets[index].mail.clone(),
         news: news.clone(),
     };
+    let trees = take_trees(&store, &settings, (&committer, &mut cluster_mail_rx)).await?;
     let mut shards = JoinSet::new();
     for (index, outlets) in outlets.into_iter().enumerate() {
         let of_shard = shard_settings(&settings, node, index, bounds.shards)?;
-        let shard = Shard::new(of_shard, &opened.hints, now);
+        let mut shard = Shard::new(of_shard, &opened.hints, now);
+        for (bucket, partition, bytes) in &trees {
+            shard.restore_tree(*bucket, *partition, bytes.clone());
+        }
         shards.spawn(shard_task::run(shard, tools(index), outlets));
     }
 
@@ -283,6 +289,11 @@ impl Stopping {
         drain(&self.inlets, until).await;
         end_cluster();
         self.transport.stop().await;
+        // Nothing comes any more: what the shards know of their partitions is written down.
+        for inlet in &self.inlets {
+            let _ = inlet.mail.send(Mail::Control(Input::Save));
+        }
+        drain(&self.inlets, until).await;
         let store = self.store;
         let closed = tokio::task::spawn_blocking(move || store.close()).await;
         if let Ok(Err(error)) = closed {
@@ -421,6 +432,48 @@ async fn identity(
     }
 }
 
+/// The hash trees that the last life wrote down when it stopped. They are deleted before this life writes
+/// anything: if it ends without stopping, they are built anew.
+async fn take_trees(
+    store: &Store,
+    settings: &Settings,
+    (committer, results): (&Committer, &mut mpsc::UnboundedReceiver<ClusterMail>),
+) -> Result<Vec<(BucketId, PartitionId, Bytes)>, NodeError> {
+    // A tree that cannot be read is built anew like one that is not there.
+    let Ok(found) = store.states(States::Tree) else {
+        warn!("the stored hash trees cannot be read; they are built anew");
+        return Ok(Vec::new());
+    };
+    if found.is_empty() {
+        return Ok(Vec::new());
+    }
+    let writes = found
+        .iter()
+        .map(|&(key, _)| Write::StateDelete { key })
+        .collect();
+    let batch = Batch {
+        writes,
+        sync: Sync::Fsync,
+    };
+    // Nothing else commits yet: the only result that can come is this one's.
+    let failed = StorageError::TreesStay;
+    if committer
+        .submit(settings.shards, CommitId(0), batch)
+        .is_err()
+    {
+        return Err(failed.into());
+    }
+    match tokio::time::timeout(Duration::from_secs(30), results.recv()).await {
+        Ok(Some(ClusterMail::Committed(results))) if results.iter().all(|(_, r)| r.is_ok()) => {}
+        _ => return Err(failed.into()),
+    }
+    let trees = found.into_iter().filter_map(|(key, bytes)| match key {
+        StateKey::Tree(bucket, partition) => Some((bucket, partition, bytes)),
+        _ => None,
+    });
+    Ok(trees.collect())
+}
+
 fn own_member(settings: &Settings, node: NodeId) -> Member {
     Member {
         id: node,
@@ -519,6 +572,9 @@ fn cluster_settings(settings: &Settings) -> Result<ClusterSettings, NodeError> {
     })
 }
 
+/// Memory of all hash trees of a node.
+const TREE_BYTES_MAX: usize = 64 << 20;
+
 fn shard_settings(
     settings: &Settings,
     node: NodeId,
@@ -536,6 +592,11 @@ fn shard_settings(
         hint_age_max: settings.hints.age.as_micros() as u64,
         hint_rate: (settings.hints.rate / count as u64).max(1),
         ops_max: settings.limits.requests.max(64),
+        transfer_rate: settings.transfer_rate.div_ceil(count as u64),
+        repair_rate: settings.antientropy.rate.div_ceil(count as u64),
+        scrub_rate: settings.antientropy.scan_rate.div_ceil(count as u64),
+        antientropy_age_target: settings.antientropy.age_target.as_micros() as u64,
+        tree_bytes_max: TREE_BYTES_MAX / count,
         ..ShardSettings::new(node, index as u8, count as u8)
     })
 }

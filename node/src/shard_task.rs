@@ -54,6 +54,7 @@ pub(crate) enum ShardNews {
     Drained(usize, RingVersion),
     Frozen(usize, RingVersion),
     NewerConfig(NodeId, ConfigVersion),
+    Covered(usize, RingVersion),
 }
 
 /// The ways into a shard.
@@ -235,6 +236,7 @@ impl Task {
             }
             Output::Drained(ring) => self.tell(ShardNews::Drained(index, ring)),
             Output::Frozen(ring) => self.tell(ShardNews::Frozen(index, ring)),
+            Output::Covered(ring) => self.tell(ShardNews::Covered(index, ring)),
             Output::NewerConfig(peer, version) => self.tell(ShardNews::NewerConfig(peer, version)),
             Output::Event(event) => self.on_event(&event),
         }
@@ -258,6 +260,24 @@ impl Task {
                 partition,
             } => {
                 warn!(%target, count, reason, partition = partition.0, "hints are dropped; the partition needs repair");
+            }
+            Event::Agreement {
+                age_us,
+                pairs,
+                doubts,
+            } => handle.set_agreement(self.tools.index, (*age_us, *pairs, *doubts)),
+            Event::Progress {
+                ring,
+                done,
+                total,
+                bytes,
+            } => handle.set_progress(self.tools.index, (ring.0, *done, *total, *bytes)),
+            Event::SyncFailed {
+                peer,
+                partition,
+                reason,
+            } => {
+                debug!(%peer, partition = partition.0, reason, "a comparison with another owner ended early and is tried again");
             }
             Event::VersionCollision { partition } => {
                 error!(

@@ -160,7 +160,10 @@ impl Persisted {
         for (key, value) in state {
             match key {
                 StateKey::HlcBound(CLUSTER_BOUND) => found.own_bound = Hlc(number(key, &value)?),
-                StateKey::Identity | StateKey::HlcBound(_) | StateKey::Change(..) => {}
+                StateKey::Identity
+                | StateKey::HlcBound(_)
+                | StateKey::Change(..)
+                | StateKey::Tree(..) => {}
                 StateKey::PeerBound(peer) => {
                     found.peer_bounds.push((peer, Hlc(number(key, &value)?)));
                 }

@@ -9,6 +9,7 @@ use torc_ring::{Bucket, NodeId, Owners, PartitionId, RingVersion};
 use crate::client::{ClientReply, RequestId};
 use crate::hlc::{Hlc, HlcClock, Pace};
 use crate::latency::Latencies;
+use crate::merkle::TreeKey;
 use crate::message::{
     OpId, PeerBody, PeerMessage, RecordKey, Reply, ReplyKind, Request, RequestKind,
 };
@@ -17,6 +18,7 @@ use crate::quorum::Need;
 use crate::shard_io::{Event, Output, View};
 use crate::store::{Batch, CommitId, Query, ReadId, StateKey, Sync, Write};
 use crate::time::{JumpGuard, MS, Mono, Now, SECOND};
+use crate::trees::Trees;
 use crate::wire::Blob;
 
 /// What a shard is told once, when its node starts.
@@ -51,6 +53,17 @@ pub struct ShardSettings {
     pub lingering_max: usize,
     /// Greatest number of watches that this shard keeps for coordinators.
     pub watchers_max: usize,
+    /// Rate at which this shard receives, and at which it hands out, partitions in a ring change, in bytes
+    /// per second; 0 for no limit.
+    pub transfer_rate: u64,
+    /// Rate at which anti-entropy reads and sends, in bytes per second; 0 for no limit.
+    pub repair_rate: u64,
+    /// Rate of the scan that rereads everything, in bytes per second; 0 for none.
+    pub scrub_rate: u64,
+    /// Age of agreement that anti-entropy aims at, in microseconds.
+    pub antientropy_age_target: u64,
+    /// Memory of all hash trees, in bytes; beyond it, new ones get few leaves.
+    pub tree_bytes_max: usize,
     /// A deliberate bug.
     #[cfg(feature = "mutants")]
     pub mutant: Option<Mutant>,
@@ -75,6 +88,11 @@ impl ShardSettings {
             ops_max: 8_192,
             lingering_max: 8_192,
             watchers_max: 10_000,
+            transfer_rate: 64 << 20,
+            repair_rate: 16 << 20,
+            scrub_rate: 1 << 20,
+            antientropy_age_target: 600 * SECOND,
+            tree_bytes_max: 64 << 20,
             #[cfg(feature = "mutants")]
             mutant: None,
         }
@@ -97,6 +115,8 @@ pub(crate) enum Timer {
     Op(OpId),
     /// The clock bound, hints, watches and parked requests are looked after.
     Housekeeping,
+    /// Trees that had to wait for their budget are read on.
+    Trees,
 }
 
 /// How long a start waits for the physical clock to pass the bound of the earlier life, in microseconds.
@@ -118,7 +138,17 @@ pub(crate) struct Core {
     /// The wall clock has not just jumped.
     pub(crate) clock_steady: bool,
     pub(crate) serving: bool,
+    /// Nothing is written any more: the node has stopped.
+    pub(crate) closing: bool,
     pub(crate) frozen: Option<RingVersion>,
+    /// Ring version that this node has durably applied.
+    pub(crate) applied: RingVersion,
+    /// Ring version below which no write is on its way any more.
+    pub(crate) drained: RingVersion,
+    pub(crate) trees: Trees,
+    pub(crate) tree_key: Option<TreeKey>,
+    /// Partitions of which a node may lack writes, since a hint for it was dropped.
+    pub(crate) doubts: BTreeSet<(PartitionId, NodeId)>,
     pub(crate) latency: Latencies,
     pub(crate) now: Now,
     pub(crate) out: VecDeque<Output>,
@@ -159,7 +189,13 @@ impl Core {
             jump,
             clock_steady: true,
             serving: false,
+            closing: false,
             frozen: None,
+            applied: RingVersion(0),
+            drained: RingVersion(0),
+            trees: Trees::default(),
+            tree_key: None,
+            doubts: BTreeSet::new(),
             latency: Latencies::default(),
             now,
             out: VecDeque::new(),
@@ -199,12 +235,20 @@ impl Core {
         self.frozen == Some(self.ring_version())
     }
 
-    pub(crate) fn partition(&self, key: &RecordKey) -> PartitionId {
-        let bits = self
-            .view
+    /// Whether this node has durably applied its ring version, and no write of an older one is on its way.
+    pub(crate) fn is_settled(&self) -> bool {
+        let ring = self.ring_version();
+        ring != RingVersion(0) && self.applied >= ring && self.drained >= ring
+    }
+
+    pub(crate) fn partition_bits(&self) -> u8 {
+        self.view
             .as_ref()
-            .map_or(0, |view| view.config.partition_bits);
-        key.token.partition(bits)
+            .map_or(0, |view| view.config.partition_bits)
+    }
+
+    pub(crate) fn partition(&self, key: &RecordKey) -> PartitionId {
+        key.token.partition(self.partition_bits())
     }
 
     /// Whom an operation on that partition concerns, and how many must answer in each ring.
@@ -287,6 +331,12 @@ impl Core {
     }
 
     pub(crate) fn event(&mut self, event: Event) {
+        if let Event::HintsDropped {
+            target, partition, ..
+        } = event
+        {
+            self.doubts.insert((partition, target));
+        }
         self.out.push_back(Output::Event(event));
     }
 
@@ -298,15 +348,14 @@ impl Core {
     }
 
     pub(crate) fn commit(&mut self, write: Write, sync: Sync) -> CommitId {
+        self.commit_all(vec![write], sync)
+    }
+
+    pub(crate) fn commit_all(&mut self, writes: Vec<Write>, sync: Sync) -> CommitId {
         self.next_commit += 1;
         let id = CommitId(self.next_commit);
-        self.out.push_back(Output::Commit(
-            id,
-            Batch {
-                writes: vec![write],
-                sync,
-            },
-        ));
+        self.out
+            .push_back(Output::Commit(id, Batch { writes, sync }));
         id
     }
 

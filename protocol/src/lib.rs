@@ -4,6 +4,8 @@
 //! in the server and in the simulator. Nothing here opens a file or a socket or reads a clock.
 
 pub mod agree;
+mod antientropy;
+mod budget;
 pub mod changes;
 pub mod client;
 pub mod clocks;
@@ -17,19 +19,24 @@ mod hints;
 pub mod hlc;
 mod latency;
 mod list;
+pub mod merkle;
 pub mod message;
 pub mod mutant;
 mod put;
 pub mod queued;
 pub mod quorum;
 pub mod record;
+mod repair;
 mod replicate;
 pub mod rng;
 pub mod shard;
 pub mod shard_io;
 pub mod siblings;
 pub mod store;
+pub mod sync_message;
 pub mod time;
+mod transfer;
+mod trees;
 pub mod version;
 mod watch;
 pub mod wire;

@@ -10,6 +10,7 @@ use torc_ring::{BucketId, ConfigVersion, NodeId, PartitionId, RingVersion, Token
 use crate::cluster_message::ClusterMessage;
 use crate::hlc::Hlc;
 use crate::record::Record;
+use crate::sync_message::SyncMessage;
 use crate::version::{Digest, Version};
 use crate::wire::Blob;
 
@@ -64,7 +65,7 @@ pub struct PeerMessage {
     pub body: PeerBody,
 }
 
-/// The three conversations.
+/// The four conversations.
 #[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::BorrowDecode)]
 #[bincode(decode_context = "crate::wire::Frame")]
 pub enum PeerBody {
@@ -74,6 +75,8 @@ pub enum PeerBody {
     Reply(Reply),
     /// Between the cluster machines: config, agreement, joins, clocks. No ring version is checked.
     Cluster(ClusterMessage),
+    /// Between two owners of a partition that make their copies equal.
+    Sync(SyncMessage),
 }
 
 /// A coordinator's request to a replica.

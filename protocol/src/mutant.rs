@@ -26,6 +26,10 @@ mutants! {
     UnionQuorum = 3,
     /// A moving partition is read from its target owners alone.
     TargetReadsOnly = 4,
+    /// One source is enough for a partition in a ring change.
+    SingleSource = 5,
+    /// An owner that stays does not look at the others' copies.
+    RetainedNotCovered = 6,
     /// A replica serves whatever ring version the coordinator is at.
     ServesAcrossRings = 12,
     /// A vote is told before it is durable.
@@ -42,6 +46,8 @@ mutants! {
     HintRemovedBeforeAck = 28,
     /// A second ack of the same owner counts again.
     DuplicateAckCounts = 37,
+    /// A write does not mark its leaf.
+    LeafForgotten = 39,
     /// A hint beyond the bound is dropped without a word.
     HintDroppedSilently = 40,
     /// Acks of an older ring count after a restart.

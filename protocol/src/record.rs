@@ -272,6 +272,15 @@ pub fn merge_picks_first(first: &[u8], second: &[u8]) -> Option<bool> {
     (plain(first) && plain(second)).then(|| merge_order(first) >= merge_order(second))
 }
 
+/// The digest of encoded bytes, after a look at their form and checksum; copies nothing.
+///
+/// # Errors
+/// Says what is wrong with them.
+pub fn check_digest(bytes: &[u8]) -> Result<Digest, RecordError> {
+    check(bytes)?;
+    digest_of(bytes).ok_or(RecordError::Truncated { len: bytes.len() })
+}
+
 /// The digest of encoded bytes that passed [`Record::parse`] at some time.
 #[must_use]
 pub fn digest_of(bytes: &[u8]) -> Option<Digest> {

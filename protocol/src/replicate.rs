@@ -21,6 +21,7 @@ use crate::record::{Kind, Record};
 use crate::shard_io::Event;
 use crate::store::{CommitId, Found, Query, ReadId, StoreError, Sync, Write};
 use crate::time::{Mono, SECOND};
+use crate::trees;
 use crate::version::{Digest, Version};
 use crate::wire::Blob;
 
@@ -345,6 +346,12 @@ impl Replica {
         }
     }
 
+    /// A record comes another way than by a request: keeps the bound of what is stored.
+    pub(crate) fn foresee(&mut self, key: &RecordKey, version: Version) {
+        let slot = &mut self.newest[(key.token.0 as usize) & (SLOTS - 1)];
+        *slot = version.hlc.max(*slot);
+    }
+
     /// A commit ended; answers whether it was one of ours.
     pub(crate) fn on_committed(
         &mut self,
@@ -355,6 +362,7 @@ impl Replica {
         let Some(commit) = self.commits.remove(&id) else {
             return false;
         };
+        trees::wrote(core, &commit.key);
         let name = purpose_name(commit.purpose);
         match result {
             Ok(()) => {
@@ -419,7 +427,7 @@ impl Replica {
     }
 
     /// Tells everybody who watches the key for another state than `now`.
-    fn fire(&mut self, core: &mut Core, key: &RecordKey, now: Option<Digest>) {
+    pub(crate) fn fire(&mut self, core: &mut Core, key: &RecordKey, now: Option<Digest>) {
         if self.watch_count == 0 {
             return;
         }
@@ -537,6 +545,9 @@ pub(crate) fn admit_write(
 ) -> Result<(), Refusal> {
     if core.is_frozen() {
         return Err(Refusal::Frozen);
+    }
+    if core.closing {
+        return Err(Refusal::Overloaded);
     }
     if purpose == WritePurpose::Client {
         let horizon = core.now.wall.0.saturating_add(core.settings.drift_max);

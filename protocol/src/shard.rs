@@ -7,13 +7,15 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use torc_ring::RingVersion;
+use bytes::Bytes;
+use torc_ring::{BucketId, PartitionId, RingVersion};
 
 use crate::client::{ClientError, ClientReply, ClientRequest, RequestId};
 use crate::core::{Core, HOUSEKEEPING, Step, Timer};
 use crate::get::For;
 use crate::hints::Hints;
 use crate::message::OpId;
+use crate::repair::Repair;
 use crate::replicate::Replica;
 use crate::shard_io::{Input, Output, View};
 use crate::store::HintTotal;
@@ -34,6 +36,7 @@ pub struct Shard {
     ops: BTreeMap<OpId, Op>,
     replica: Replica,
     hints: Hints,
+    repair: Repair,
     /// Answered writes that wait for slow owners, oldest first; may name some that are over already.
     lingering: VecDeque<OpId>,
     /// Requests that wait for the clock's bound or for the end of a freeze.
@@ -54,17 +57,29 @@ impl Shard {
         core.timers.insert((now.mono, Timer::Housekeeping));
         let replica = Replica::new(&core);
         let hints = Hints::new(&core, totals);
+        let repair = Repair::new(&core);
         Self {
             core,
             ops: BTreeMap::new(),
             replica,
             hints,
+            repair,
             lingering: VecDeque::new(),
             parked: VecDeque::new(),
             open: 0,
             watches: 0,
             drain: None,
             freezing: None,
+        }
+    }
+
+    /// Takes over a hash tree that an earlier life wrote down when it stopped ([`crate::store::StateKey::Tree`]); the
+    /// caller has deleted it durably by now. To be called before anything happens.
+    pub fn restore_tree(&mut self, bucket: BucketId, partition: PartitionId, bytes: Bytes) {
+        if usize::from(partition.0) % usize::from(self.core.settings.count)
+            == usize::from(self.core.settings.index)
+        {
+            self.core.trees.restore((bucket, partition), bytes);
         }
     }
 
@@ -75,16 +90,20 @@ impl Shard {
             Input::Client(id, request) => self.on_client(id, request, now.mono),
             Input::Peer(from, message) => self.on_peer(from, message),
             Input::Read(id, result) => {
-                if !self.hints.on_read(&mut self.core, id, &result) {
+                if self.hints.on_read(&mut self.core, id, &result) {
+                    return self.finish();
+                }
+                let (core, replica) = (&mut self.core, &mut self.replica);
+                if let Some(result) = self.repair.on_read(core, replica, (id, result)) {
                     self.replica.on_read(&mut self.core, id, result);
                 }
             }
             Input::Committed(id, result) => self.on_committed(id, result),
             Input::Liveness(dead) => {
-                self.core.dead = dead
-                    .into_iter()
-                    .filter(|&node| node != self.core.node())
-                    .collect();
+                let node = self.core.node();
+                let dead = dead.into_iter().filter(|&other| other != node).collect();
+                let before = std::mem::replace(&mut self.core.dead, dead);
+                self.repair.on_liveness(&mut self.core, &before);
                 self.hints.housekeeping(&mut self.core);
             }
             Input::ClockTrusted(trusted) => self.core.clock_trusted = trusted,
@@ -95,6 +114,9 @@ impl Shard {
                     self.freezing = Some(ring);
                 }
             }
+            Input::Applied(ring) => self.core.applied = self.core.applied.max(ring),
+            Input::Repair => self.repair.on_wish(&mut self.core, &mut self.replica),
+            Input::Save => self.repair.save(&mut self.core),
             Input::Stop => self.stop(),
             Input::Cancel(id) => self.cancel(id),
             Input::Serve => {
@@ -103,6 +125,11 @@ impl Shard {
             }
             Input::Tick => {}
         }
+        self.finish();
+    }
+
+    /// What follows from what happened.
+    fn finish(&mut self) {
         self.ring_timers();
         while let Some(message) = self.core.loopback.pop_front() {
             self.on_peer(self.core.node(), message);
@@ -124,7 +151,7 @@ impl Shard {
     /// Whether nobody waits for this shard: no client for an answer, no hint for the disk.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        self.open_requests() == 0 && !self.hints.has_writes()
+        self.open_requests() == 0 && !self.hints.has_writes() && !self.repair.is_saving()
     }
 
     /// Clients that have no answer yet; for bounds and metrics.
@@ -192,7 +219,12 @@ impl Shard {
     ) {
         if self.core.on_bound_committed(id, result.is_ok()) {
             self.unpark();
-        } else if !self.hints.on_committed(&mut self.core, id, result) {
+            return;
+        }
+        let (core, replica) = (&mut self.core, &mut self.replica);
+        if !self.hints.on_committed(core, id, result)
+            && !self.repair.on_committed(core, replica, (id, result))
+        {
             self.replica.on_committed(&mut self.core, id, result);
         }
     }
@@ -223,6 +255,7 @@ impl Shard {
         let ring = view.config.ring_version;
         self.core.view = Some(view);
         self.drain = Some(ring);
+        self.repair.on_config(&mut self.core, &mut self.replica);
         if ring <= before && before != RingVersion(0) {
             return;
         }
@@ -345,6 +378,7 @@ impl Shard {
             match timer {
                 Timer::Housekeeping => self.housekeeping(),
                 Timer::Op(id) => self.on_op_timer(id),
+                Timer::Trees => self.repair.on_pump(&mut self.core, &mut self.replica),
             }
         }
     }
@@ -356,6 +390,8 @@ impl Shard {
         self.core.renew_bound();
         self.replica.expire_watches(&self.core);
         self.hints.housekeeping(&mut self.core);
+        self.repair
+            .housekeeping(&mut self.core, &mut self.replica);
         while self
             .lingering
             .front()
@@ -369,7 +405,8 @@ impl Shard {
     }
 
     fn on_op_timer(&mut self, id: OpId) {
-        if self.hints.on_timer(&mut self.core, id) {
+        let (core, replica) = (&mut self.core, &mut self.replica);
+        if self.hints.on_timer(core, id) || self.repair.on_timer(core, replica, id) {
             return;
         }
         let Some(op) = self.ops.get_mut(&id) else {
@@ -405,16 +442,20 @@ impl Shard {
     fn announce(&mut self) {
         if let Some(ring) = self.drain
             && !self.replica.has_commits_below(ring)
+            && !self.repair.has_commits_below(ring)
         {
             self.drain = None;
+            self.core.drained = ring;
             self.core.out.push_back(Output::Drained(ring));
         }
         if let Some(ring) = self.freezing
             && !self.replica.has_writes()
             && !self.hints.has_writes()
+            && !self.repair.has_writes()
         {
             self.freezing = None;
             self.core.out.push_back(Output::Frozen(ring));
         }
+        self.repair.settle(&mut self.core, &mut self.replica);
     }
 }

@@ -62,6 +62,14 @@ pub enum Input {
     /// A config was agreed on and is applied now. The shard answers [`Output::Drained`] when every write
     /// that it accepted under an older one is committed or refused.
     Config(Arc<View>),
+    /// The config of that ring version is durably applied by this node. Until then no copy of a partition is
+    /// compared or transferred: after a crash the node could take writes under the older version again.
+    Applied(torc_ring::RingVersion),
+    /// Compare all partitions of this shard with all their owners, before anything else.
+    Repair,
+    /// Nothing comes any more: write the hash trees down for the next start.
+    /// [`crate::shard::Shard::is_idle`] says when they are.
+    Save,
     /// Take no writes at this ring version any more; answered by [`Output::Frozen`].
     Freeze(torc_ring::RingVersion),
     /// The node may serve now: its start check has passed.
@@ -89,6 +97,8 @@ pub enum Output {
     Drained(torc_ring::RingVersion),
     /// No write of this ring version is in flight any more, and none will be accepted.
     Frozen(torc_ring::RingVersion),
+    /// Everything that this shard's partitions gain under that joint ring version is here, durably. Said once.
+    Covered(torc_ring::RingVersion),
     /// A peer knows a newer config than this shard; the cluster machine should fetch it.
     NewerConfig(NodeId, torc_ring::ConfigVersion),
     /// For metrics and logs.
@@ -174,6 +184,46 @@ pub enum Event {
     /// A request was refused early.
     Shed {
         /// Which bound.
+        reason: &'static str,
+    },
+    /// Records were stored, durably, because another owner had them.
+    Synced {
+        /// The other owner.
+        from: NodeId,
+        /// Keys.
+        keys: u64,
+        /// Bytes of keys and records.
+        bytes: u64,
+        /// For a ring change; else by anti-entropy.
+        transfer: bool,
+    },
+    /// How far the shard's partitions are known to agree with their other owners.
+    Agreement {
+        /// Microseconds since which the least verified pair of owners is known to agree.
+        age_us: u64,
+        /// Pairs of a partition and another owner.
+        pairs: u64,
+        /// Pairs that are in doubt, and will be compared first.
+        doubts: u64,
+    },
+    /// How far a ring change has come in this shard.
+    Progress {
+        /// The joint ring version.
+        ring: torc_ring::RingVersion,
+        /// Partitions of buckets that are complete.
+        done: u64,
+        /// Partitions of buckets that this shard gains or must check.
+        total: u64,
+        /// Bytes received for it so far.
+        bytes: u64,
+    },
+    /// A session with another owner ended early; it is tried again.
+    SyncFailed {
+        /// The other owner.
+        peer: NodeId,
+        /// Partition.
+        partition: PartitionId,
+        /// `timeout`, `ring_version`, `not_drained`, `not_owner`, `storage`, `peer`, `tree`.
         reason: &'static str,
     },
     /// A write came for another purpose than a client's; how it was taken.

@@ -4,11 +4,12 @@
 //! must have happened before the shell may report it as committed.
 
 use bytes::Bytes;
-use torc_ring::{BucketId, ConfigVersion, NodeId, Token};
+use torc_ring::{BucketId, ConfigVersion, NodeId, PartitionId, Token};
 
 use crate::changes::Lane;
 use crate::message::RecordKey;
 use crate::record::Record;
+use crate::version::Digest;
 
 /// Names a read that the shell has been asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -142,6 +143,9 @@ pub enum StateKey {
     /// A note of a change that others are still to be told of, see [`crate::changes`]; numbered in the
     /// order in which they came.
     Change(Lane, u64),
+    /// The hash tree of a bucket's partition, as it was when the node stopped. Consumed at the start, so that
+    /// a life that ends without stopping leaves none.
+    Tree(BucketId, PartitionId),
 }
 
 /// A question to the disk.
@@ -165,6 +169,40 @@ pub enum Query {
         /// not begin with `prefix`, and says where it stopped.
         limit: usize,
     },
+    /// Keys and digests of a bucket within a range of tokens, in order of (token, key), read from disk with
+    /// all checksums checked.
+    Digests {
+        /// Bucket.
+        bucket: BucketId,
+        /// First token.
+        first: Token,
+        /// Last token, inclusive.
+        last: Token,
+        /// Only keys after this (token, key).
+        after: Option<(Token, Bytes)>,
+        /// At most this many; the disk may stop earlier, and says where it stopped.
+        limit: usize,
+    },
+    /// Records of a bucket within a range of tokens, in order of (token, key).
+    Page {
+        /// Bucket.
+        bucket: BucketId,
+        /// First token.
+        first: Token,
+        /// Last token, inclusive.
+        last: Token,
+        /// Only keys after this (token, key).
+        after: Option<(Token, Bytes)>,
+        /// Bytes of records; one more record may go over it.
+        bytes: usize,
+    },
+    /// The records of these keys; those that are not there are left out.
+    Keys {
+        /// In order, all of one bucket.
+        keys: Vec<RecordKey>,
+        /// Bytes of records, after which the disk stops; one more record may go over it.
+        bytes: usize,
+    },
     /// Hints of one target and slot from a sequence number on (exclusive), in order.
     Hints {
         /// Target.
@@ -183,12 +221,21 @@ pub enum Query {
 pub enum Found {
     /// To [`Query::Record`].
     Record(Option<Record>),
-    /// To [`Query::Records`].
+    /// To [`Query::Records`], [`Query::Page`] and [`Query::Keys`].
     Records {
         /// In order.
         entries: Vec<(RecordKey, Record)>,
+        /// Where the disk stopped; `None` at the end of the range, or after the last key.
+        reached: Option<(Token, Bytes)>,
+    },
+    /// To [`Query::Digests`].
+    Digests {
+        /// In order.
+        entries: Vec<(Token, Bytes, Digest)>,
         /// Where the disk stopped; `None` at the end of the range.
         reached: Option<(Token, Bytes)>,
+        /// Bytes of keys and records that were looked at.
+        bytes: u64,
     },
     /// To [`Query::Hints`].
     Hints(Vec<(HintKey, Hint)>),

@@ -12,6 +12,9 @@ use proptest::prelude::*;
 use torc_protocol::agree::Ballot;
 use torc_protocol::cluster_message::{ClusterMessage, JoinRefusal, Standing};
 use torc_protocol::hlc::Hlc;
+use torc_protocol::sync_message::{
+    Root, SyncAnswer, SyncAsk, SyncBody, SyncEntry, SyncMessage, SyncRefusal,
+};
 use torc_protocol::message::{
     Cursor, ListEntry, Listed, OpId, PeerBody, PeerMessage, RecordKey, Refusal, Reply, ReplyKind,
     Request, RequestKind, WritePurpose,
@@ -410,12 +413,116 @@ fn cluster() -> Vec<(&'static str, ClusterMessage)> {
     ]
 }
 
+fn sync(body: SyncBody) -> PeerBody {
+    PeerBody::Sync(SyncMessage {
+        session: OpId(0x70),
+        number: 3,
+        ring: RingVersion(2),
+        partition: PartitionId(6),
+        body,
+    })
+}
+
+fn syncs() -> Vec<(&'static str, PeerBody)> {
+    let ask = |ask| {
+        sync(SyncBody::Ask {
+            remaining_us: 1_000,
+            ask,
+        })
+    };
+    let answer = |answer| sync(SyncBody::Answer(answer));
+    let refused = |refusal| answer(SyncAnswer::Refused(refusal));
+    let bucket = BucketId(1);
+    let entry = SyncEntry {
+        at: cursor(),
+        record: value(),
+    };
+    let root = Root {
+        sum: 5,
+        depth: 2,
+        keys: 9,
+    };
+    vec![
+        ("sync roots", ask(SyncAsk::Roots { buckets: vec![bucket] })),
+        (
+            "sync sums",
+            ask(SyncAsk::Sums {
+                bucket,
+                depth: 2,
+                nodes: vec![1, 3],
+            }),
+        ),
+        (
+            "sync digests",
+            ask(SyncAsk::Digests {
+                bucket,
+                range: (Token(1), Token(9)),
+                after: Some(cursor()),
+            }),
+        ),
+        (
+            "sync pull",
+            ask(SyncAsk::Pull {
+                bucket,
+                keys: vec![cursor()],
+            }),
+        ),
+        (
+            "sync push",
+            ask(SyncAsk::Push {
+                bucket,
+                entries: vec![entry.clone()],
+            }),
+        ),
+        ("sync page", ask(SyncAsk::Page { bucket, after: None })),
+        ("sync verified", ask(SyncAsk::Verified { age_us: 7 })),
+        ("sync doubt", ask(SyncAsk::Doubt { node: NodeId(8) })),
+        ("sync roots answered", answer(SyncAnswer::Roots(vec![root]))),
+        (
+            "sync sums answered",
+            answer(SyncAnswer::Sums {
+                depth: 2,
+                sums: vec![6, 7],
+            }),
+        ),
+        (
+            "sync digests answered",
+            answer(SyncAnswer::Digests {
+                entries: vec![(cursor(), digest())],
+                reached: None,
+            }),
+        ),
+        (
+            "sync records answered",
+            answer(SyncAnswer::Records {
+                entries: vec![entry],
+                reached: Some(cursor()),
+            }),
+        ),
+        ("sync stored", answer(SyncAnswer::Stored)),
+        ("sync noted", answer(SyncAnswer::Noted)),
+        (
+            "sync refused ring version",
+            refused(SyncRefusal::RingVersion {
+                config: ConfigVersion(3),
+            }),
+        ),
+        ("sync refused not drained", refused(SyncRefusal::NotDrained)),
+        ("sync refused not owner", refused(SyncRefusal::NotOwner)),
+        (
+            "sync refused busy",
+            refused(SyncRefusal::Busy { after_us: 5 }),
+        ),
+        ("sync refused failed", refused(SyncRefusal::Failed)),
+    ]
+}
+
 /// One of every kind of message.
 fn samples() -> Vec<(&'static str, PeerMessage)> {
     let cluster = cluster()
         .into_iter()
         .map(|(name, message)| (name, PeerBody::Cluster(message)));
-    let bodies = requests().into_iter().chain(replies()).chain(cluster);
+    let bodies = requests().into_iter().chain(replies()).chain(cluster).chain(syncs());
     bodies
         .map(|(name, body)| {
             (

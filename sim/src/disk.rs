@@ -10,12 +10,14 @@ use torc_protocol::record::Record;
 use torc_protocol::store::{
     Batch, CommitId, Found, Hint, HintKey, HintTotal, Query, StateKey, StoreError, Sync, Write,
 };
-use torc_ring::NodeId;
+use torc_ring::{BucketId, NodeId, Token};
 
 use crate::rng::Rng;
 
 /// Entries of a page at most, so that lists need several.
 const PAGE_MAX: usize = 7;
+/// Keys of a page of digests at most.
+const SCAN_MAX: usize = 20;
 
 /// What is stored.
 #[derive(Clone, Debug, Default)]
@@ -204,6 +206,34 @@ impl Store {
         }
     }
 
+    #[allow(clippy::type_complexity)]
+    fn range(
+        &self,
+        (bucket, first, last): (BucketId, Token, Token),
+        after: Option<&(Token, Bytes)>,
+        limit: usize,
+        bytes: usize,
+    ) -> (Vec<(RecordKey, Record)>, Option<(Token, Bytes)>) {
+        let (token, key) = after.cloned().unwrap_or((first, Bytes::new()));
+        let token = token.max(first);
+        let start = RecordKey { bucket, token, key };
+        let (mut found, mut sum) = (Vec::new(), 0);
+        for (key, record) in self.records.range(start..) {
+            if key.bucket != bucket || key.token > last {
+                break;
+            }
+            if after.is_some_and(|after| (key.token, key.key.clone()) <= *after) {
+                continue;
+            }
+            sum += record.len();
+            found.push((key.clone(), record.clone()));
+            if found.len() >= limit || sum >= bytes {
+                return (found, Some((key.token, key.key.clone())));
+            }
+        }
+        (found, None)
+    }
+
     pub(crate) fn find(&self, query: &Query) -> Found {
         match query {
             Query::Record(key) => Found::Record(self.records.get(key).cloned()),
@@ -235,6 +265,47 @@ impl Store {
                     entries,
                     reached: end.filter(|_| more),
                 }
+            }
+            Query::Digests {
+                bucket,
+                first,
+                last,
+                after,
+                limit,
+            } => {
+                let limit = (*limit).min(SCAN_MAX);
+                let (found, reached) =
+                    self.range((*bucket, *first, *last), after.as_ref(), limit, usize::MAX);
+                let bytes = found.iter().map(|(key, record)| key.key.len() + record.len());
+                Found::Digests {
+                    bytes: bytes.sum::<usize>() as u64,
+                    entries: found
+                        .into_iter()
+                        .map(|(key, record)| (key.token, key.key, record.digest()))
+                        .collect(),
+                    reached,
+                }
+            }
+            Query::Page {
+                bucket,
+                first,
+                last,
+                after,
+                bytes,
+            } => {
+                let range = (*bucket, *first, *last);
+                let (entries, reached) = self.range(range, after.as_ref(), PAGE_MAX, *bytes);
+                Found::Records { entries, reached }
+            }
+            Query::Keys { keys, .. } => {
+                let some = &keys[..keys.len().min(PAGE_MAX)];
+                let entries = some
+                    .iter()
+                    .filter_map(|key| Some((key.clone(), self.records.get(key)?.clone())))
+                    .collect();
+                let last = some.last().filter(|_| some.len() < keys.len());
+                let reached = last.map(|key| (key.token, key.key.clone()));
+                Found::Records { entries, reached }
             }
             Query::Hints {
                 target,

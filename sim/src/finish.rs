@@ -17,6 +17,8 @@ const FORM_MAX: u64 = 120 * SECOND;
 const AHEAD_WAITED: u64 = 30 * SECOND;
 /// No message or disk operation takes longer, in microseconds.
 const SLOWEST: u64 = 10 * SECOND;
+/// Virtual time until owners that compare their copies have to be equal, in microseconds.
+const COMPARE_MAX: u64 = 240 * SECOND;
 /// Tries of a read at all owners.
 const TRIES: usize = 3;
 
@@ -40,6 +42,7 @@ impl World {
         if self.goes_on() && self.loses_no_hint() {
             self.check_handed_over();
         }
+        self.converge_by_comparison();
         // Where an owner is gone for good, all of them cannot be asked.
         let quorum = if self.lost_members() == 0 {
             Quorum::All
@@ -230,6 +233,32 @@ impl World {
                 }
             }
         }
+    }
+
+    /// Where owners compare their copies, these become equal although nobody reads and no hint is left.
+    fn converge_by_comparison(&mut self) {
+        if !self.plan.antientropy || self.lost_members() > 0 {
+            return;
+        }
+        self.pass(SLOWEST);
+        let end = self.now + COMPARE_MAX;
+        while self.goes_on() && self.differing().is_some() {
+            if self.now > end {
+                if let Some((key, states)) = self.differing() {
+                    let what = format!("owners of key {key} differ long after faults have ended, although they compare their copies: {states:?}");
+                    self.fail(Violation::new(Invariant::Converge, what));
+                }
+                return;
+            }
+            self.pass(500 * MS);
+        }
+    }
+
+    /// A key of which owners have different states.
+    fn differing(&mut self) -> Option<(u64, Vec<(usize, Option<Digest>)>)> {
+        (0..self.plan.keys)
+            .map(|key| (key, self.owned(key)))
+            .find(|(_, states)| states.windows(2).any(|pair| pair[0].1 != pair[1].1))
     }
 
     /// The owners of a key that are there, by the newest config, and what each has.

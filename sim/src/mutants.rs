@@ -25,7 +25,9 @@ pub fn broken(mutant: Mutant) -> &'static [Invariant] {
         Mutant::BallotReused => &[I::Agreed, I::Mint],
         Mutant::DoubtForgotten => &[I::Genuine],
         Mutant::SupersededUntold => &[I::Order],
+        Mutant::LeafForgotten => &[I::Converge],
         // Nobody moves partitions in the worlds yet.
+        Mutant::SingleSource | Mutant::RetainedNotCovered => &[],
         Mutant::UnionQuorum | Mutant::TargetReadsOnly | Mutant::ServesAcrossRings => &[],
     }
 }

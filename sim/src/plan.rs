@@ -60,6 +60,8 @@ pub struct Plan {
     pub lingering_max: usize,
     /// What goes wrong.
     pub faults: Faults,
+    /// Whether owners compare their copies.
+    pub antientropy: bool,
     /// A deliberate bug in all shards.
     pub mutant: Option<Mutant>,
 }
@@ -179,6 +181,7 @@ impl Plan {
             ops_max: rng.pick(&[3, 1_000, 1_000, 1_000]),
             lingering_max: rng.pick(&[1, 1_000, 1_000]),
             faults: Faults::draw(rng),
+            antientropy: rng.chance(500),
             mutant: None,
         }
     }

@@ -8,6 +8,9 @@ use torc_protocol::store::StateKey;
 /// Why a store does not open, or does not do what the shell asked for.
 #[derive(Debug, thiserror::Error)]
 pub enum StorageError {
+    /// What an earlier life wrote down for this start could not be deleted.
+    #[error("the stored hash trees could not be deleted at the start: is there room on the disk? The log says why")]
+    TreesStay,
     /// Another process has it open.
     #[error(
         "data directory {path} is in use by another process; stop that node, or give this one a directory of its own"

@@ -10,12 +10,12 @@ use torc_protocol::changes::Lane;
 use torc_protocol::message::RecordKey;
 use torc_protocol::record::Record;
 use torc_protocol::store::{Found, Hint, HintKey, HintTotal, Query, StateKey, StoreError, Write};
-use torc_ring::NodeId;
+use torc_ring::{BucketId, NodeId, Token};
 
 use crate::commit::{Backend, Committer, Deliver, Limits, Waiting};
 use crate::error::StorageError;
 use crate::options::Options;
-use crate::read::{LIST_BYTES_MAX, Listing, Page};
+use crate::read::{self, Digests, LIST_BYTES_MAX, LIST_KEYS_MAX, Listing, Page, Scan};
 use crate::rocks::{ChangeTotal, Opened};
 use crate::schema::States;
 use crate::space::{self, Room};
@@ -217,6 +217,38 @@ impl MemStore {
                 after: after.as_ref(),
                 prefix,
                 limit: *limit,
+                bytes: LIST_BYTES_MAX,
+            }),
+            Query::Page {
+                bucket,
+                first,
+                last,
+                after,
+                bytes,
+            } => data.records(&Listing {
+                bucket: *bucket,
+                first: *first,
+                last: *last,
+                after: after.as_ref(),
+                prefix: &[],
+                limit: LIST_KEYS_MAX,
+                bytes: (*bytes).min(LIST_BYTES_MAX),
+            }),
+            Query::Digests {
+                bucket,
+                first,
+                last,
+                after,
+                limit,
+            } => data.digests(&Scan {
+                bucket: *bucket,
+                first: *first,
+                last: *last,
+                after: after.as_ref(),
+                limit: *limit,
+            }),
+            Query::Keys { keys, bytes } => read::keys(keys, *bytes, |key| {
+                data.records.get(key).map(Slot::read).transpose()
             }),
             Query::Hints {
                 target,
@@ -245,26 +277,39 @@ impl Slot {
 }
 
 impl Data {
-    fn records(&self, listing: &Listing<'_>) -> Result<Found, StoreError> {
-        let first = RecordKey {
-            bucket: listing.bucket,
-            token: listing.first,
-            key: Bytes::new(),
+    fn range(
+        &self,
+        (bucket, first, last): (BucketId, Token, Token),
+        after: Option<&(Token, Bytes)>,
+    ) -> impl Iterator<Item = (&RecordKey, &Slot)> {
+        let place = |token, key| RecordKey { bucket, token, key };
+        let start = match after {
+            Some((token, key)) if *token >= first => Bound::Excluded(place(*token, key.clone())),
+            _ => Bound::Included(place(first, Bytes::new())),
         };
-        let start = match listing.after {
-            Some((token, key)) if *token >= listing.first => Bound::Excluded(RecordKey {
-                bucket: listing.bucket,
-                token: *token,
-                key: key.clone(),
-            }),
-            _ => Bound::Included(first),
-        };
-        let mut page = Page::default();
-        let mut records = self
-            .records
+        self.records
             .range((start, Bound::Unbounded))
-            .take_while(|(key, _)| key.bucket == listing.bucket && key.token <= listing.last);
-        while page.goes_on(listing.limit) {
+            .take_while(move |(key, _)| key.bucket == bucket && key.token <= last)
+    }
+
+    fn digests(&self, scan: &Scan<'_>) -> Result<Found, StoreError> {
+        let mut found = Digests::default();
+        let mut records = self.range((scan.bucket, scan.first, scan.last), scan.after);
+        while found.goes_on(scan.limit) {
+            let Some((key, slot)) = records.next() else {
+                return Ok(found.finish(true));
+            };
+            let record = slot.read()?;
+            found.look_at(key.clone(), record.len(), record.digest());
+        }
+        Ok(found.finish(false))
+    }
+
+    fn records(&self, listing: &Listing<'_>) -> Result<Found, StoreError> {
+        let mut page = Page::default();
+        let range = (listing.bucket, listing.first, listing.last);
+        let mut records = self.range(range, listing.after);
+        while page.goes_on(listing) {
             let Some((key, slot)) = records.next() else {
                 return Ok(page.finish(true));
             };

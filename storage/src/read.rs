@@ -1,11 +1,12 @@
 //! Reads. Whatever fails its checksum is an error, never "nothing there".
 
 use bytes::Bytes;
-use rocksdb::{ErrorKind, ReadOptions};
+use rocksdb::{DBRawIterator, ErrorKind, ReadOptions};
 use torc_protocol::changes::Lane;
 use torc_protocol::message::RecordKey;
-use torc_protocol::record::Record;
+use torc_protocol::record::{self, Record, RecordError};
 use torc_protocol::store::{Found, Hint, HintKey, Query, StateKey, StoreError};
+use torc_protocol::version::Digest;
 use torc_ring::{BucketId, NodeId, Token};
 
 use crate::error::StorageError;
@@ -25,6 +26,68 @@ pub(crate) struct Listing<'a> {
     pub(crate) after: Option<&'a (Token, Bytes)>,
     pub(crate) prefix: &'a [u8],
     pub(crate) limit: usize,
+    pub(crate) bytes: usize,
+}
+
+/// The parameters of [`Query::Digests`].
+#[derive(Clone, Copy)]
+pub(crate) struct Scan<'a> {
+    pub(crate) bucket: BucketId,
+    pub(crate) first: Token,
+    pub(crate) last: Token,
+    pub(crate) after: Option<&'a (Token, Bytes)>,
+    pub(crate) limit: usize,
+}
+
+/// What a scan for digests has come to.
+#[derive(Default)]
+pub(crate) struct Digests {
+    entries: Vec<(Token, Bytes, Digest)>,
+    bytes: u64,
+}
+
+impl Digests {
+    pub(crate) fn goes_on(&self, limit: usize) -> bool {
+        self.entries.len() < limit.clamp(1, LIST_KEYS_MAX) && self.bytes < LIST_BYTES_MAX as u64
+    }
+
+    pub(crate) fn look_at(&mut self, key: RecordKey, len: usize, digest: Digest) {
+        self.bytes += (key.key.len() + len) as u64;
+        self.entries.push((key.token, key.key, digest));
+    }
+
+    pub(crate) fn finish(self, at_end: bool) -> Found {
+        let last = self.entries.last();
+        let reached = last
+            .filter(|_| !at_end)
+            .map(|(token, key, _)| (*token, key.clone()));
+        Found::Digests {
+            entries: self.entries,
+            reached,
+            bytes: self.bytes,
+        }
+    }
+}
+
+/// Reads keys one by one until they are that many bytes.
+pub(crate) fn keys(
+    keys: &[RecordKey],
+    bytes: usize,
+    read: impl Fn(&RecordKey) -> Result<Option<Record>, StoreError>,
+) -> Result<Found, StoreError> {
+    let (mut entries, mut sum) = (Vec::with_capacity(keys.len()), 0);
+    for (at, key) in keys.iter().enumerate() {
+        if let Some(record) = read(key)? {
+            sum += record.len();
+            entries.push((key.clone(), record));
+        }
+        if sum >= bytes && at + 1 < keys.len() {
+            let reached = Some((key.token, key.key.clone()));
+            return Ok(Found::Records { entries, reached });
+        }
+    }
+    let reached = None;
+    Ok(Found::Records { entries, reached })
 }
 
 /// What a listing has come to.
@@ -38,10 +101,10 @@ pub(crate) struct Page {
 
 impl Page {
     /// Whether another key may be looked at.
-    pub(crate) fn goes_on(&self, limit: usize) -> bool {
-        self.entries.len() < limit.max(1)
+    pub(crate) fn goes_on(&self, listing: &Listing<'_>) -> bool {
+        self.entries.len() < listing.limit.max(1)
             && self.looked_at < LIST_KEYS_MAX
-            && self.bytes < LIST_BYTES_MAX
+            && (self.bytes < listing.bytes || self.looked_at == 0)
     }
 
     pub(crate) fn look_at(
@@ -90,6 +153,39 @@ impl Inner {
                 after: after.as_ref(),
                 prefix,
                 limit: *limit,
+                bytes: LIST_BYTES_MAX,
+            }),
+            Query::Page {
+                bucket,
+                first,
+                last,
+                after,
+                bytes,
+            } => self.records(&Listing {
+                bucket: *bucket,
+                first: *first,
+                last: *last,
+                after: after.as_ref(),
+                prefix: &[],
+                limit: LIST_KEYS_MAX,
+                bytes: (*bytes).min(LIST_BYTES_MAX),
+            }),
+            Query::Digests {
+                bucket,
+                first,
+                last,
+                after,
+                limit,
+            } => self.digests(&Scan {
+                bucket: *bucket,
+                first: *first,
+                last: *last,
+                after: after.as_ref(),
+                limit: *limit,
+            }),
+            Query::Keys { keys, bytes } => self::keys(keys, *bytes, |key| {
+                self.record(key, &self.anywhere)
+                    .map_err(|miss| miss.judge(self))
             }),
             Query::Hints {
                 target,
@@ -119,24 +215,63 @@ impl Inner {
             .transpose()
     }
 
-    fn records(&self, listing: &Listing<'_>) -> Result<Found, StoreError> {
-        let mut start = schema::record_key(listing.bucket, listing.first, &[]);
-        if let Some((token, key)) = listing.after {
-            let mut behind = schema::record_key(listing.bucket, *token, key);
+    /// An iterator over the records of a range; `None` when the range is empty.
+    fn range(
+        &self,
+        (bucket, first, last): (BucketId, Token, Token),
+        after: Option<&(Token, Bytes)>,
+        mut options: ReadOptions,
+    ) -> Option<DBRawIterator<'_>> {
+        let mut start = schema::record_key(bucket, first, &[]);
+        if let Some((token, key)) = after {
+            let mut behind = schema::record_key(bucket, *token, key);
             // The least key that is greater.
             behind.push(0);
             start = start.max(behind);
         }
-        let mut options = ReadOptions::default();
-        match schema::record_key_after(listing.bucket, listing.last) {
-            Some(end) if end <= start => return Ok(Page::default().finish(true)),
+        match schema::record_key_after(bucket, last) {
+            Some(end) if end <= start => return None,
             Some(end) => options.set_iterate_upper_bound(end),
             None => {}
         }
-        let mut page = Page::default();
         let mut records = self.db.raw_iterator_cf_opt(self.family(RECORDS), options);
         records.seek(&start);
-        while page.goes_on(listing.limit) {
+        Some(records)
+    }
+
+    /// Reads from disk what is there, whether or not it is cached, and leaves the cache to the foreground.
+    fn digests(&self, scan: &Scan<'_>) -> Result<Found, StoreError> {
+        let mut options = ReadOptions::default();
+        options.fill_cache(false);
+        options.set_verify_checksums(true);
+        let range = (scan.bucket, scan.first, scan.last);
+        let mut found = Digests::default();
+        let Some(mut records) = self.range(range, scan.after, options) else {
+            return Ok(found.finish(true));
+        };
+        while found.goes_on(scan.limit) {
+            let Some((key, value)) = records.item() else {
+                records
+                    .status()
+                    .map_err(|error| Miss::Rocks(error).judge(self))?;
+                return Ok(found.finish(true));
+            };
+            let place = schema::parse_record_key(key)
+                .ok_or_else(|| corrupt(key, "a record's key is malformed"))?;
+            let digest = record::check_digest(value).map_err(|error| damaged(key, &error))?;
+            found.look_at(place, value.len(), digest);
+            records.next();
+        }
+        Ok(found.finish(false))
+    }
+
+    fn records(&self, listing: &Listing<'_>) -> Result<Found, StoreError> {
+        let range = (listing.bucket, listing.first, listing.last);
+        let mut page = Page::default();
+        let Some(mut records) = self.range(range, listing.after, ReadOptions::default()) else {
+            return Ok(page.finish(true));
+        };
+        while page.goes_on(listing) {
             let Some((key, value)) = records.item() else {
                 records
                     .status()
@@ -324,10 +459,12 @@ impl Miss {
 }
 
 fn parse(key: &[u8], value: &[u8]) -> Result<Record, StoreError> {
-    Record::parse(Bytes::copy_from_slice(value)).map_err(|error| {
-        tracing::error!(key = %key.escape_ascii(), %error, "a stored record is corrupt and is not served");
-        StoreError::Corrupt
-    })
+    Record::parse(Bytes::copy_from_slice(value)).map_err(|error| damaged(key, &error))
+}
+
+fn damaged(key: &[u8], error: &RecordError) -> StoreError {
+    tracing::error!(key = %key.escape_ascii(), %error, "a stored record is corrupt and is not served");
+    StoreError::Corrupt
 }
 
 fn corrupt(key: &[u8], what: &'static str) -> StoreError {

@@ -248,7 +248,11 @@ impl Store {
     pub fn query_cached(&self, query: &Query) -> Option<Result<Found, StoreError>> {
         match query {
             Query::Record(key) => self.inner.record_in_memory(key),
-            Query::Records { .. } | Query::Hints { .. } => None,
+            Query::Records { .. }
+            | Query::Digests { .. }
+            | Query::Page { .. }
+            | Query::Keys { .. }
+            | Query::Hints { .. } => None,
         }
     }
 

@@ -8,7 +8,7 @@ use torc_protocol::changes::Lane;
 use torc_protocol::message::RecordKey;
 use torc_protocol::record::Record;
 use torc_protocol::store::{Hint, HintKey, StateKey, StoreError};
-use torc_ring::{BucketId, ConfigVersion, NodeId, Token};
+use torc_ring::{BucketId, ConfigVersion, NodeId, PartitionId, Token};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// Version of everything in this file; stands in the data directory's `FORMAT` file.
@@ -38,6 +38,7 @@ const HLC_BOUND: u8 = 2;
 const PEER_BOUND: u8 = 3;
 const CHANGE_FIRST: u8 = 1;
 const CHANGE_LATER: u8 = 2;
+const TREE: u8 = 4;
 
 /// A group of [`StateKey`]s that can be read together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +51,8 @@ pub enum States {
     HlcBound,
     /// Every [`StateKey::PeerBound`], by node.
     PeerBound,
+    /// Every [`StateKey::Tree`], by bucket and partition.
+    Tree,
 }
 
 impl States {
@@ -59,6 +62,7 @@ impl States {
             Self::Decided => (AGREEMENT, DECIDED),
             Self::HlcBound => (STATE, HLC_BOUND),
             Self::PeerBound => (STATE, PEER_BOUND),
+            Self::Tree => (STATE, TREE),
         }
     }
 
@@ -69,6 +73,7 @@ impl States {
                 | (Self::Decided, StateKey::Decided(_))
                 | (Self::HlcBound, StateKey::HlcBound(_))
                 | (Self::PeerBound, StateKey::PeerBound(_))
+                | (Self::Tree, StateKey::Tree(..))
         )
     }
 }
@@ -185,6 +190,12 @@ pub(crate) fn state_key(key: StateKey) -> (&'static str, Vec<u8>) {
         StateKey::HlcBound(shard) => (STATE, vec![HLC_BOUND, shard]),
         StateKey::PeerBound(node) => (STATE, with_u64(PEER_BOUND, node.0)),
         StateKey::Change(lane, number) => (CHANGES, with_u64(lane_tag(lane), number)),
+        StateKey::Tree(bucket, partition) => {
+            let mut out = vec![TREE];
+            out.put_u32(bucket.0);
+            out.put_u16(partition.0);
+            (STATE, out)
+        }
     }
 }
 
@@ -209,6 +220,10 @@ pub(crate) fn parse_state_key(family: &str, bytes: &[u8]) -> Option<StateKey> {
         (STATE, PEER_BOUND, 8) => Some(StateKey::PeerBound(NodeId(number?))),
         (CHANGES, CHANGE_FIRST, 8) => Some(StateKey::Change(Lane::First, number?)),
         (CHANGES, CHANGE_LATER, 8) => Some(StateKey::Change(Lane::Later, number?)),
+        (STATE, TREE, 6) => Some(StateKey::Tree(
+            BucketId(u32_at(rest, 0)?),
+            PartitionId(u16::from_be_bytes([rest[4], rest[5]])),
+        )),
         _ => None,
     }
 }
@@ -255,6 +270,7 @@ mod tests {
             any::<u8>().prop_map(StateKey::HlcBound),
             any::<u64>().prop_map(|n| StateKey::PeerBound(NodeId(n))),
             any::<u64>().prop_map(|n| StateKey::Acceptor(ConfigVersion(n))),
+            any::<(u32, u16)>().prop_map(|(b, p)| StateKey::Tree(BucketId(b), PartitionId(p))),
             any::<u64>().prop_map(|n| StateKey::Decided(ConfigVersion(n))),
             any::<u64>().prop_map(|n| StateKey::Change(Lane::First, n)),
             any::<u64>().prop_map(|n| StateKey::Change(Lane::Later, n)),

@@ -248,6 +248,7 @@ fn check_all(disk: &impl Disk, model: &Model, opened: &Opened) {
                 States::Decided => matches!(key, StateKey::Decided(_)),
                 States::HlcBound => matches!(key, StateKey::HlcBound(_)),
                 States::PeerBound => matches!(key, StateKey::PeerBound(_)),
+                States::Tree => matches!(key, StateKey::Tree(..)),
             })
             .map(|(key, value)| (*key, value.clone()))
             .collect();

@@ -261,6 +261,13 @@ pub(super) static KEYS: &[Key] = &[
         "Greatest deadline that a request may ask for.",
     ),
     key(
+        "transfer_rate",
+        Kind::Size(0..=100 * GIB),
+        "\"64MiB\"",
+        "Greatest rate at which this node receives, and at which it hands out, partitions in a ring change, \
+         per second; 0B for no limit.",
+    ),
+    key(
         "limits.value_bytes",
         Kind::Size(1..=64 * MIB),
         "\"1MiB\"",
@@ -331,6 +338,26 @@ pub(super) static KEYS: &[Key] = &[
         Kind::Size(1_024..=100 * GIB),
         "\"16MiB\"",
         "Greatest rate of delivery to one node, per second.",
+    ),
+    key(
+        "antientropy.age_target",
+        Kind::Time(SECOND..=30 * 24 * HOUR),
+        "\"10m\"",
+        "Copies of a partition are compared so often that, at rest, all of them are known to have agreed \
+         within this time.",
+    ),
+    key(
+        "antientropy.rate",
+        Kind::Size(0..=100 * GIB),
+        "\"16MiB\"",
+        "Greatest rate at which comparisons and repairs read and send, per second; 0B for no limit.",
+    ),
+    key(
+        "antientropy.scan_rate",
+        Kind::Size(0..=100 * GIB),
+        "\"1MiB\"",
+        "Rate at which everything is read again, so that damage on disk is found, per second; 0B for never. \
+         One round takes at least six times `age_target`.",
     ),
     key(
         "gossip.interval",

@@ -15,7 +15,7 @@ use toml::de::{DeTable, DeValue};
 use super::error::{Origin, SettingsError};
 use super::keys::{self, Key, Kind};
 use super::units::{format_duration, parse_duration, parse_size};
-use super::{Durability, Hints, Limits, Settings, Start, Storage};
+use super::{AntiEntropy, Durability, Hints, Limits, Settings, Start, Storage};
 
 /// Greatest size of a configuration file in bytes.
 pub const FILE_BYTES_MAX: usize = 1 << 20;
@@ -210,6 +210,12 @@ impl Layers {
                 bytes_per_target: self.number("hints.bytes_per_target")?,
                 age: self.time("hints.age")?,
                 rate: self.number("hints.rate")?,
+            },
+            transfer_rate: self.number("transfer_rate")?,
+            antientropy: AntiEntropy {
+                age_target: self.time("antientropy.age_target")?,
+                rate: self.number("antientropy.rate")?,
+                scan_rate: self.number("antientropy.scan_rate")?,
             },
             gossip_interval: self.time("gossip.interval")?,
             storage: Storage {

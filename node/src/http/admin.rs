@@ -6,7 +6,7 @@
 
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
-use http::{HeaderValue, Response};
+use http::{HeaderValue, Method, Response, StatusCode};
 use serde_json::{Value, json};
 use torc_protocol::record::KEY_LEN_MAX;
 use torc_protocol::shard_io::View;
@@ -108,6 +108,32 @@ pub(super) fn owners(call: &Call<'_>) -> Result<Response<Body>, Refused> {
         answer["next_owners"] = Value::Array(list(next));
     }
     Ok(json_response(&answer))
+}
+
+/// `POST /repair`: has this node compare its copies with all other owners' before anything else. `GET
+/// /repair`: how far it is.
+pub(super) fn repair(call: &Call<'_>) -> Result<Response<Body>, Refused> {
+    let handle = call.handle();
+    match call.parts.method {
+        Method::GET | Method::HEAD => {}
+        Method::POST => {
+            call.view()?;
+            handle.repair();
+        }
+        _ => return Err(Problem::method("GET, HEAD, POST")),
+    }
+    let agreement = handle.agreement();
+    let mut response = json_response(&json!({
+        "node": handle.node().to_string(),
+        "pairs": agreement.pairs,
+        "doubts": agreement.doubts,
+        "age_seconds": agreement.age.as_secs_f64(),
+        "target_seconds": handle.settings().antientropy.age_target.as_secs_f64(),
+    }));
+    if call.parts.method == Method::POST {
+        *response.status_mut() = StatusCode::ACCEPTED;
+    }
+    Ok(response)
 }
 
 /// `GET /cluster`: the cluster in one picture, as seen from here.

@@ -52,6 +52,7 @@ pub(super) fn route(side: Side, path: &str, method: &Method) -> Route {
             "/metrics" => Route::Metrics,
             "/ring/owners" => Route::RingOwners,
             "/cluster" => Route::Cluster,
+            "/repair" => Route::Repair,
             _ if path.starts_with("/buckets/") => Route::BucketInfo,
             _ => Route::None,
         },
@@ -130,6 +131,7 @@ async fn dispatch(
         Route::Batch => batch::serve(call, body).await,
         Route::Compatible => compat::serve(call, body).await,
         Route::None => Err(Problem::no_route(call.parts.uri.path())),
+        Route::Repair => admin::repair(call),
         _ if !matches!(call.parts.method, Method::GET | Method::HEAD) => {
             Err(Problem::method("GET, HEAD"))
         }

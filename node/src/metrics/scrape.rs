@@ -16,7 +16,7 @@ use torc_storage::Properties;
 use super::process::Process;
 use super::series::{Counter, Histogram};
 use super::{MODES, Metrics, TIMED};
-use crate::handle::{Handle, State};
+use crate::handle::{Agreement, Handle, State};
 
 /// Microseconds in a second.
 const MICROS: f64 = 1e6;
@@ -27,6 +27,7 @@ pub struct Scrape {
     metrics: Arc<Metrics>,
     view: Option<Arc<View>>,
     state: State,
+    agreement: Agreement,
     ready: bool,
     node: NodeId,
     /// Measured round trip of each peer that is connected.
@@ -45,6 +46,7 @@ impl Scrape {
             metrics: handle.shared_metrics(),
             view: handle.view(),
             state: handle.state(),
+            agreement: handle.agreement(),
             ready: handle.ready().is_ok(),
             node: handle.node(),
             rtt: peers
@@ -387,6 +389,41 @@ impl Scrape {
         Ok(())
     }
 
+    fn agreement(&self, out: &mut Out<'_>) -> fmt::Result {
+        let m = &self.metrics;
+        out.gauge(
+            "torc_antientropy_age_seconds",
+            "Time since which the least verified copy of a partition here is known to agree with another owner's",
+            self.agreement.age.as_secs_f64(),
+        )?;
+        out.gauge(
+            "torc_antientropy_pairs",
+            "Pairs of a partition here and another owner of it",
+            self.agreement.pairs as f64,
+        )?;
+        out.gauge(
+            "torc_antientropy_doubts",
+            "Pairs that are in doubt and compared first",
+            self.agreement.doubts as f64,
+        )?;
+        out.counter(
+            "torc_antientropy_keys_repaired",
+            "Keys stored here because another owner had them, outside of ring changes",
+            &m.keys_repaired,
+        )?;
+        out.words(
+            "torc_antientropy_sessions_failed",
+            "Comparisons that ended early and are tried again",
+            "reason",
+            &m.sessions_failed.snapshot(),
+        )?;
+        out.counter(
+            "torc_transfer_bytes",
+            "Bytes of keys and values received in ring changes",
+            &m.transfer_bytes,
+        )
+    }
+
     fn process(&self, out: &mut Out<'_>) -> fmt::Result {
         let p = &self.process;
         if let Some(seconds) = p.cpu_seconds {
@@ -440,6 +477,7 @@ impl Collector for Scrape {
         self.counted(&mut out)?;
         self.peers(&mut out)?;
         self.hints(&mut out)?;
+        self.agreement(&mut out)?;
         self.membership(&mut out)?;
         self.store(&mut out)?;
         self.process(&mut out)

@@ -12,6 +12,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use torc_protocol::message::{PeerBody, PeerMessage, ReplyKind, RequestKind};
+use torc_protocol::sync_message::{SyncAnswer, SyncAsk, SyncBody, SyncEntry};
 use torc_protocol::wire::{self, WireError};
 
 use super::frame::PREFIX_LEN;
@@ -269,6 +270,18 @@ fn payload_len(message: &PeerMessage) -> usize {
             ReplyKind::Full {
                 record: Some(record),
             } => record.as_bytes().len(),
+            _ => 0,
+        },
+        PeerBody::Sync(message) => match &message.body {
+            SyncBody::Ask {
+                ask: SyncAsk::Push { entries, .. },
+                ..
+            }
+            | SyncBody::Answer(SyncAnswer::Records { entries, .. }) => {
+                entries.iter().map(SyncEntry::weight).sum()
+            }
+            SyncBody::Answer(SyncAnswer::Digests { entries, .. }) => 48 * entries.len(),
+            SyncBody::Answer(SyncAnswer::Sums { sums, .. }) => 16 * sums.len(),
             _ => 0,
         },
         PeerBody::Cluster(_) => 0,

@@ -21,6 +21,10 @@ impl Shard {
             PeerBody::Request(request) => self.on_request(from, request),
             PeerBody::Reply(reply) => self.on_reply(from, reply),
             PeerBody::Cluster(_) => {}
+            PeerBody::Sync(message) => {
+                let (core, replica) = (&mut self.core, &mut self.replica);
+                self.repair.on_message(core, replica, (from, message));
+            }
         }
     }
 

@@ -11,7 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use torc_protocol::client::{ClientOp, ClientReply, ClientRequest, RequestId, Value};
 use torc_protocol::hlc::Hlc;
 use torc_protocol::message::{
@@ -26,7 +26,8 @@ use torc_protocol::store::{
 };
 use torc_protocol::time::{Mono, Now, SECOND, Wall};
 use torc_protocol::version::{Digest, Version};
-use torc_protocol::wire::Blob;
+use torc_protocol::sync_message::SYNC_BYTES_MAX;
+use torc_protocol::wire::{self, Blob};
 use torc_ring::{
     BucketId, ClusterId, Config, ConfigVersion, Member, NodeId, Quorum, RingVersion, Secret, Token,
 };
@@ -38,7 +39,7 @@ pub const D: NodeId = NodeId(4);
 pub const E: NodeId = NodeId(5);
 pub const F: NodeId = NodeId(6);
 
-type Tune = fn(NodeId, &mut ShardSettings);
+pub type Tune = fn(NodeId, &mut ShardSettings);
 
 struct Node {
     id: NodeId,
@@ -52,6 +53,8 @@ struct Node {
     reads: VecDeque<(ReadId, Query, Option<Found>)>,
     hold_reads: bool,
     events: Vec<Event>,
+    /// Keys that scans have looked at.
+    scanned: usize,
 }
 
 pub struct Cluster {
@@ -71,6 +74,11 @@ pub struct Cluster {
     pub newer: BTreeSet<(NodeId, NodeId)>,
     pub drained: BTreeSet<(NodeId, RingVersion)>,
     pub frozen: BTreeSet<(NodeId, RingVersion)>,
+    pub covered: Vec<(NodeId, RingVersion)>,
+    /// Nodes that have drained a config make it durable at once, so that their copies are compared.
+    pub repairs: bool,
+    /// Bytes of messages between owners that make their copies equal.
+    pub sync_bytes: usize,
 }
 
 impl Cluster {
@@ -86,7 +94,7 @@ impl Cluster {
         Self::build(count, bits, |_, _| {})
     }
 
-    fn build(count: u64, bits: u8, tune: Tune) -> Self {
+    pub fn build(count: u64, bits: u8, tune: Tune) -> Self {
         let mut config = Config::bootstrap(ClusterId(1), (7, Secret([0; 32])), bits, member(1));
         config.current = (1..=count).map(member).collect();
         config.validate().expect("valid");
@@ -113,6 +121,9 @@ impl Cluster {
             newer: BTreeSet::new(),
             drained: BTreeSet::new(),
             frozen: BTreeSet::new(),
+            covered: Vec::new(),
+            repairs: false,
+            sync_bytes: 0,
         };
         for id in 1..=count {
             cluster.configure(NodeId(id));
@@ -303,6 +314,7 @@ impl Cluster {
     }
 
     fn collect(&mut self, id: NodeId) {
+        let mut applied = None;
         while let Some(output) = self.node(id).shard.next_output() {
             match output {
                 Output::Reply(request, reply) => {
@@ -316,6 +328,12 @@ impl Cluster {
                     if let PeerBody::Request(request) = &message.body {
                         self.sent_rings.push(request.ring);
                     }
+                    if let PeerBody::Sync(_) = &message.body {
+                        let mut frame = BytesMut::new();
+                        let len = wire::encode(&message, &mut frame).expect("encodes");
+                        assert!(len <= SYNC_BYTES_MAX + (64 << 10), "{len} bytes");
+                        self.sync_bytes += len;
+                    }
                     if self.cuts.contains(&(id, to)) {
                         self.lost.push((id, to, message));
                     } else {
@@ -326,7 +344,9 @@ impl Cluster {
                 Output::Commit(commit, batch) => self.node(id).commits.push_back((commit, batch)),
                 Output::Drained(ring) => {
                     self.drained.insert((id, ring));
+                    applied = Some(ring).filter(|_| self.repairs);
                 }
+                Output::Covered(ring) => self.covered.push((id, ring)),
                 Output::Frozen(ring) => {
                     self.frozen.insert((id, ring));
                 }
@@ -336,6 +356,79 @@ impl Cluster {
                 Output::Event(event) => self.node(id).events.push(event),
             }
         }
+        if let Some(ring) = applied {
+            self.input(id, Input::Applied(ring));
+        }
+    }
+
+    /// From now on copies are compared.
+    pub fn repair(&mut self) {
+        self.repairs = true;
+        for id in self.ids() {
+            let ring = self.ring(id);
+            self.input(id, Input::Applied(ring));
+        }
+        self.settle();
+    }
+
+    pub fn ids(&self) -> Vec<NodeId> {
+        self.nodes.iter().map(|node| node.id).collect()
+    }
+
+    /// The next config: a change from the present members to these is in its joint phase.
+    pub fn joint(&self, target: &[u64]) -> Arc<View> {
+        let mut config = self.nodes[0].view.config.clone();
+        config.version = ConfigVersion(config.version.0 + 1);
+        config.ring_version = RingVersion(config.version.0);
+        config.target = Some(target.iter().copied().map(member).collect());
+        config.validate().expect("valid");
+        View::new(config)
+    }
+
+    /// Gives a node that config; one that is new is made.
+    pub fn apply(&mut self, id: NodeId, view: &Arc<View>) {
+        if !self.nodes.iter().any(|node| node.id == id) {
+            let node = Node::new(id, view.clone(), self.now, self.tune);
+            self.nodes.push(node);
+        }
+        self.node(id).view = view.clone();
+        self.configure(id);
+    }
+
+    /// Everything that a node has stored.
+    pub fn records(&self, id: NodeId) -> &BTreeMap<RecordKey, Record> {
+        &self.peek(id).records
+    }
+
+    pub fn forget_everything(&mut self, id: NodeId) {
+        self.node(id).records.clear();
+    }
+
+    pub fn scanned(&self, id: NodeId) -> usize {
+        self.peek(id).scanned
+    }
+
+    /// Stops a node in order and starts it again.
+    pub fn restart_cleanly(&mut self, id: NodeId) {
+        self.input(id, Input::Stop);
+        self.settle();
+        self.input(id, Input::Save);
+        self.settle();
+        assert!(self.peek(id).shard.is_idle(), "everything is written down");
+        let node = self.node(id);
+        let trees: Vec<(StateKey, Bytes)> = node
+            .states
+            .extract_if(.., |key, _| matches!(key, StateKey::Tree(..)))
+            .collect();
+        self.restart_unconfigured(id);
+        let node = self.node(id);
+        for (key, bytes) in trees {
+            if let StateKey::Tree(bucket, partition) = key {
+                node.shard.restore_tree(bucket, partition, bytes);
+            }
+        }
+        self.configure(id);
+        self.settle();
     }
 
     // ---- disks
@@ -385,6 +478,9 @@ impl Cluster {
             return false;
         };
         let found = found.unwrap_or_else(|| node.find(&query));
+        if let Found::Digests { entries, .. } = &found {
+            node.scanned += entries.len();
+        }
         self.input(id, Input::Read(read, Ok(found)));
         true
     }
@@ -414,6 +510,36 @@ impl Cluster {
             key: record_key(key),
             record,
         });
+    }
+
+    /// A write of the replica that is committed, as a hint delivers it; nobody else hears of it.
+    pub fn plant_behind_the_back(&mut self, id: NodeId, key: &[u8], record: Record) {
+        let ring = self.ring(id);
+        let kind = RequestKind::Write {
+            key: record_key(key),
+            record,
+            purpose: WritePurpose::Hint,
+            fsync: false,
+        };
+        let request = Request {
+            op: OpId::new(0, 4_712),
+            ring,
+            remaining_us: 1_000_000,
+            trace: Blob::default(),
+            kind,
+        };
+        let message = PeerMessage {
+            hlc: Hlc(0),
+            body: PeerBody::Request(request),
+        };
+        let other = self.ids().into_iter().find(|&other| other != id);
+        self.input(id, Input::Peer(other.expect("another node"), message));
+        self.settle();
+    }
+
+    /// The disk loses a key, and nobody notices.
+    pub fn lose(&mut self, id: NodeId, key: &[u8]) {
+        self.node(id).records.remove(&record_key(key));
     }
 
     /// A record newer than everything minted so far.
@@ -617,6 +743,7 @@ impl Node {
             reads: VecDeque::new(),
             hold_reads: false,
             events: Vec::new(),
+            scanned: 0,
         }
     }
 
@@ -672,6 +799,37 @@ impl Node {
         }
     }
 
+    #[allow(clippy::type_complexity)]
+    fn range(
+        &self,
+        (bucket, first, last): (BucketId, Token, Token),
+        after: Option<&(Token, Bytes)>,
+        limit: usize,
+        bytes: usize,
+    ) -> (Vec<(RecordKey, Record)>, Option<(Token, Bytes)>) {
+        let (mut found, mut sum) = (Vec::new(), 0);
+        let (token, name) = after.cloned().unwrap_or((first, Bytes::new()));
+        let start = RecordKey {
+            bucket,
+            token: token.max(first),
+            key: name,
+        };
+        for (key, record) in self.records.range(start..) {
+            if key.bucket != bucket || key.token > last {
+                break;
+            }
+            if after.is_some_and(|after| (key.token, key.key.clone()) <= *after) {
+                continue;
+            }
+            sum += record.len();
+            found.push((key.clone(), record.clone()));
+            if found.len() >= limit || sum >= bytes {
+                return (found, Some((key.token, key.key.clone())));
+            }
+        }
+        (found, None)
+    }
+
     fn find(&self, query: &Query) -> Found {
         match query {
             Query::Record(key) => Found::Record(self.records.get(key).cloned()),
@@ -701,6 +859,50 @@ impl Node {
                     reached: end.filter(|_| more),
                 }
             }
+            Query::Digests {
+                bucket,
+                first,
+                last,
+                after,
+                limit,
+            } => {
+                let (found, reached) =
+                    self.range((*bucket, *first, *last), after.as_ref(), *limit, usize::MAX);
+                let bytes = found.iter().map(|(key, record)| key.key.len() + record.len());
+                Found::Digests {
+                    bytes: bytes.sum::<usize>() as u64,
+                    entries: found
+                        .into_iter()
+                        .map(|(key, record)| (key.token, key.key, record.digest()))
+                        .collect(),
+                    reached,
+                }
+            }
+            Query::Page {
+                bucket,
+                first,
+                last,
+                after,
+                bytes,
+            } => {
+                let (entries, reached) =
+                    self.range((*bucket, *first, *last), after.as_ref(), usize::MAX, *bytes);
+                Found::Records { entries, reached }
+            }
+            Query::Keys { keys, bytes } => {
+                let (mut entries, mut reached, mut sum) = (Vec::new(), None, 0);
+                for (at, key) in keys.iter().enumerate() {
+                    if let Some(record) = self.records.get(key) {
+                        sum += record.len();
+                        entries.push((key.clone(), record.clone()));
+                    }
+                    if sum >= *bytes && at + 1 < keys.len() {
+                        reached = Some((key.token, key.key.clone()));
+                        break;
+                    }
+                }
+                Found::Records { entries, reached }
+            }
             Query::Hints {
                 target,
                 slot,
@@ -715,7 +917,7 @@ impl Node {
     }
 }
 
-fn member(id: u64) -> Member {
+pub fn member(id: u64) -> Member {
     Member {
         id: NodeId(id),
         name: format!("n{id}"),

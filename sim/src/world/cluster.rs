@@ -10,7 +10,7 @@ use torc_protocol::shard_io::Input;
 use torc_protocol::store::StateKey;
 use torc_protocol::time::{MS, Mono};
 use torc_protocol::wire;
-use torc_ring::{Config, Member, NodeId};
+use torc_ring::{Config, Member, NodeId, RingVersion};
 
 use super::node::{CLUSTER, Fate, Place};
 use super::text::{BriefCluster, BriefOutput};
@@ -131,7 +131,12 @@ impl World {
                 self.nodes[node].fate = Fate::Out;
                 self.crash(node);
             }
-            ClusterOutput::Event(event) => self.on_cluster_event(&event),
+            ClusterOutput::Event(event) => {
+                if let ClusterEvent::Applied { ring, .. } = event {
+                    self.applied(node, ring);
+                }
+                self.on_cluster_event(&event);
+            }
         }
     }
 
@@ -171,8 +176,19 @@ impl World {
         let before = machine.handed.replace(config.version);
         let in_order = Agreed::applied(id, (stored, before), config.version);
         self.check(in_order);
+        let durable = stored >= config.version.0;
         let placed = self.placed(config);
         self.mail_all(node, || Input::Config(placed.view.clone()));
+        if durable {
+            self.applied(node, config.ring_version);
+        }
+    }
+
+    /// Shards compare their copies only under a config that is durably applied, and in some worlds not at all.
+    fn applied(&mut self, node: usize, ring: RingVersion) {
+        if self.plan.antientropy {
+            self.mail_all(node, || Input::Applied(ring));
+        }
     }
 
     fn check_empty(&mut self, node: usize, check: CheckId) {

@@ -94,6 +94,7 @@ impl World {
                 usize::from(partition_of(request, self.plan.bits)) % shards
             }
             PeerBody::Reply(ref reply) => usize::from(reply.op.shard()),
+            PeerBody::Sync(ref sync) => usize::from(sync.partition.0) % shards,
         };
         // Replies to an earlier life, which had more shards, are nobody's.
         if shard < shards {

@@ -16,6 +16,8 @@ use crate::disk::Disk;
 use crate::place::Placed;
 use crate::plan::{Formation, Plan};
 
+/// Age of agreement that owners aim at where they compare their copies, in microseconds.
+const AGE_TARGET: u64 = 20 * SECOND;
 /// Wall clock at the start of a run, in microseconds since 1970.
 const EPOCH: u64 = 1_800_000_000 * SECOND;
 /// The cluster's secret; nothing here depends on it.
@@ -273,6 +275,7 @@ impl World {
         settings.hint_age_max = plan.hint_age_max;
         settings.ops_max = plan.ops_max;
         settings.lingering_max = plan.lingering_max;
+        settings.antientropy_age_target = AGE_TARGET;
         settings.mutant = plan.mutant;
         let mut waiting: BTreeMap<NodeId, u64> = BTreeMap::new();
         for total in totals.iter().filter(|total| total.slot % count == index) {

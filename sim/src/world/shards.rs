@@ -108,6 +108,7 @@ impl World {
                 self.count("rare: frozen");
                 self.gather(at, ring, true);
             }
+            Output::Covered(_) => self.count("rare: covered"),
             Output::NewerConfig(from, version) => {
                 self.mail_cluster(at.node, ClusterInput::NewerConfig(from, version));
             }
@@ -159,6 +160,8 @@ impl World {
         let name = match event {
             Event::HintDelivered { .. } => "rare: hint delivered",
             Event::HintsDropped { .. } => "rare: hint dropped",
+            Event::Synced { .. } => "rare: repaired by comparison",
+            Event::SyncFailed { .. } => "rare: comparison failed",
             Event::Hedged => "rare: hedged read",
             Event::ReadRepair { .. } => "rare: read repair",
             Event::VersionCollision { .. } => "rare: version collision",

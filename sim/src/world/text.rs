@@ -28,6 +28,9 @@ impl fmt::Display for Brief<'_> {
                     r.ring.0,
                     format!("{:?}", r.kind)
                 ),
+                PeerBody::Sync(s) => {
+                    write!(f, "{from} syncs ring {}: {:.200}", s.ring.0, format!("{s:?}"))
+                }
                 PeerBody::Cluster(_) => write!(f, "{from} cluster"),
             },
             other => write!(f, "{:.200}", format!("{other:?}")),

@@ -1,0 +1,68 @@
+//! A token bucket in virtual time: how fast background work may go.
+//!
+//! Work is done first and paid afterwards, so that one piece larger than a burst still gets through; the
+//! next one then waits until the debt is paid.
+
+use crate::time::{Mono, SECOND};
+
+/// The bucket holds what may be used in so long a time, in microseconds.
+const BURST: u64 = SECOND / 4;
+
+/// Bytes that may be used.
+#[derive(Clone, Debug)]
+pub(crate) struct Budget {
+    /// Bytes per second; 0 for no limit.
+    rate: u64,
+    /// When all that was used will be paid.
+    paid: Mono,
+}
+
+impl Budget {
+    pub(crate) fn new(rate: u64) -> Self {
+        Self {
+            rate,
+            paid: Mono(0),
+        }
+    }
+
+    /// Uses bytes, more than there are too.
+    pub(crate) fn take(&mut self, bytes: u64, now: Mono) {
+        if self.rate == 0 {
+            return;
+        }
+        let cost = bytes.saturating_mul(SECOND) / self.rate;
+        let floor = Mono(now.0.saturating_sub(BURST));
+        self.paid = self.paid.max(floor).plus(cost);
+    }
+
+    /// Microseconds until more may be used; 0 for now.
+    pub(crate) fn wait(&self, now: Mono) -> u64 {
+        self.paid.since(now)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn over_time_no_more_is_used_than_the_rate_allows() {
+        let mut budget = Budget::new(1_000);
+        let (mut now, mut used) = (Mono(10 * SECOND), 0);
+        while now < Mono(20 * SECOND) {
+            if budget.wait(now) == 0 {
+                budget.take(300, now);
+                used += 300;
+            }
+            now = now.plus(1_000);
+        }
+        assert!((9_900..=10_600).contains(&used), "{used}");
+    }
+
+    #[test]
+    fn a_rate_of_nothing_is_no_limit() {
+        let mut budget = Budget::new(0);
+        budget.take(u64::MAX, Mono(0));
+        assert_eq!(budget.wait(Mono(0)), 0);
+    }
+}

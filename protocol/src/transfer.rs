@@ -1,0 +1,190 @@
+//! What a shard must receive before a ring change may switch: for each partition that it gains or keeps in
+//! the target ring and that moves, a majority of the current owners is covered.
+//!
+//! Invariant: a source counts only after a whole session with it, at this joint ring version, each side
+//! having durably applied and drained it, and with everything received fsynced; a node that is a current
+//! owner itself counts itself. Progress is of this ring version only and is not stored: after a crash the
+//! trees tell what is still missing.
+//! Source: protocol, section 4, step 3. One source alone may lack acknowledged writes, and so may an owner
+//! that stays.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use torc_ring::{BucketId, NodeId, PartitionId, RingVersion};
+
+use crate::antientropy::PairId;
+use crate::core::Core;
+use crate::mutant::Mutant;
+use crate::shard_io::{Event, Output};
+use crate::time::{Mono, SECOND};
+
+/// After a failed session its source waits so long, in microseconds.
+const BACKOFF: u64 = SECOND / 2;
+/// How often progress is told, in microseconds.
+const REPORT_EVERY: u64 = SECOND;
+
+#[derive(Debug)]
+pub(crate) struct Coverage {
+    ring: RingVersion,
+    items: BTreeMap<(PartitionId, BucketId), Item>,
+    total: u64,
+    backoff: BTreeMap<PairId, Mono>,
+    /// Received so far.
+    pub(crate) bytes: u64,
+    reported: Option<Mono>,
+    announced: bool,
+}
+
+/// A partition of a bucket that is not complete.
+#[derive(Debug)]
+struct Item {
+    /// Sources that are still missing.
+    missing: usize,
+    /// Current owners that are not covered yet, in the order in which they are tried.
+    sources: Vec<NodeId>,
+}
+
+impl Coverage {
+    /// What there is to do in the present config; `None` when it is not a joint one.
+    pub(crate) fn new(core: &mut Core) -> Option<Self> {
+        let view = core.view.clone()?;
+        view.config.target.as_ref()?;
+        let node = core.node();
+        let mut items = BTreeMap::new();
+        let shard = u32::from(core.settings.index);
+        let step = usize::from(core.settings.count);
+        for index in (shard..view.ring.partitions()).step_by(step) {
+            let partition = PartitionId(index as u16);
+            for bucket in &view.config.buckets {
+                // There are target owners only where it moves.
+                let owners = view.ring.owners_of(bucket, partition);
+                let gains = owners.target.is_some_and(|target| target.contains(&node));
+                if !gains || !crate::repair::is_merged(bucket.conflict) {
+                    continue;
+                }
+                if let Some(item) = Item::new(core, owners.current, usize::from(partition.0)) {
+                    items.insert((partition, bucket.id), item);
+                }
+            }
+        }
+        let mut coverage = Self {
+            ring: view.config.ring_version,
+            total: items.len() as u64,
+            items,
+            backoff: BTreeMap::new(),
+            bytes: 0,
+            reported: None,
+            announced: false,
+        };
+        coverage.announce(core);
+        Some(coverage)
+    }
+
+    /// The next session: a partition that none is held about, one of its sources, and the buckets that need
+    /// it.
+    pub(crate) fn next(
+        &self,
+        core: &Core,
+        busy: &BTreeSet<PartitionId>,
+    ) -> Option<(PairId, Vec<BucketId>)> {
+        let now = core.now.mono;
+        let may = |pair: PairId| {
+            !core.dead.contains(&pair.1) && self.backoff.get(&pair).is_none_or(|&at| at <= now)
+        };
+        let wanted = self
+            .items
+            .iter()
+            .filter(|((partition, _), _)| !busy.contains(partition));
+        for (&(partition, _), item) in wanted {
+            let source = item
+                .sources
+                .iter()
+                .find(|&&source| may((partition, source)));
+            let Some(&source) = source else { continue };
+            let all = (partition, BucketId(0))..=(partition, BucketId(u32::MAX));
+            let buckets = self
+                .items
+                .range(all)
+                .filter(|(_, item)| item.sources.contains(&source))
+                .map(|(&(_, bucket), _)| bucket)
+                .collect();
+            return Some(((partition, source), buckets));
+        }
+        None
+    }
+
+    /// A session with a source ended.
+    pub(crate) fn ended(&mut self, core: &mut Core, pair: PairId, buckets: &[BucketId], ok: bool) {
+        let (partition, source) = pair;
+        if !ok {
+            let again = core.now.mono.plus(BACKOFF);
+            self.backoff.insert(pair, again);
+            return;
+        }
+        for &bucket in buckets {
+            let at = (partition, bucket);
+            let Some(item) = self.items.get_mut(&at) else {
+                continue;
+            };
+            let before = item.sources.len();
+            item.sources.retain(|&other| other != source);
+            item.missing = item.missing.saturating_sub(before - item.sources.len());
+            if item.missing == 0 {
+                self.items.remove(&at);
+            }
+        }
+        self.announce(core);
+    }
+
+    /// Says once that everything is here.
+    fn announce(&mut self, core: &mut Core) {
+        if self.items.is_empty() && !self.announced {
+            self.announced = true;
+            self.tell(core);
+            core.out.push_back(Output::Covered(self.ring));
+        }
+    }
+
+    pub(crate) fn report(&mut self, core: &mut Core) {
+        let now = core.now.mono;
+        if !self.announced
+            && self
+                .reported
+                .is_none_or(|at| now.since(at) >= REPORT_EVERY)
+        {
+            self.reported = Some(now);
+            self.tell(core);
+        }
+    }
+
+    fn tell(&self, core: &mut Core) {
+        core.event(Event::Progress {
+            ring: self.ring,
+            done: self.total - self.items.len() as u64,
+            total: self.total,
+            bytes: self.bytes,
+        });
+    }
+}
+
+impl Item {
+    /// `None` when nothing has to come.
+    fn new(core: &Core, owners: &[NodeId], rotation: usize) -> Option<Self> {
+        let node = core.node();
+        let retained = owners.contains(&node);
+        let majority = owners.len() / 2 + 1;
+        let mut missing = majority - usize::from(retained);
+        if core.has(Mutant::SingleSource) {
+            missing = missing.min(1);
+        }
+        if retained && core.has(Mutant::RetainedNotCovered) {
+            missing = 0;
+        }
+        let mut sources: Vec<NodeId> = owners.iter().copied().filter(|&o| o != node).collect();
+        if !sources.is_empty() {
+            let first = rotation % sources.len();
+            sources.rotate_left(first);
+        }
+        (missing > 0).then_some(Self { missing, sources })
+    }
+}

@@ -179,7 +179,11 @@ impl ClusterTask {
             }
             // Whoever drives the change asks the shards again; nothing waits for it here.
             ShardNews::Covered(shard, ring) => {
-                debug!(shard, ring = ring.0, "the shard has everything that it gains");
+                debug!(
+                    shard,
+                    ring = ring.0,
+                    "the shard has everything that it gains"
+                );
             }
             ShardNews::NewerConfig(peer, version) => {
                 self.input(ClusterInput::NewerConfig(peer, version));

@@ -194,9 +194,7 @@ impl Schedule {
     pub(crate) fn next(&mut self, core: &Core) -> Option<(PairId, Vec<BucketId>)> {
         let now = core.now.mono;
         let may = |id: PairId, pair: &Pair| {
-            !self.busy.contains(&id.0)
-                && pair.not_before <= now
-                && !core.dead.contains(&id.1)
+            !self.busy.contains(&id.0) && pair.not_before <= now && !core.dead.contains(&id.1)
         };
         let doubted = self
             .doubts

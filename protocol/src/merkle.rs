@@ -434,7 +434,11 @@ mod tests {
     fn a_write_during_the_reading_of_its_leaf_leaves_it_dirty() {
         let mut tree = Tree::unknown(2);
         assert_eq!(tree.dirty_run(0), Some((0, 3)));
-        assert_eq!((tree.sum(0, 0), tree.encode()), (None, None), "nothing is known yet");
+        assert_eq!(
+            (tree.sum(0, 0), tree.encode()),
+            (None, None),
+            "nothing is known yet"
+        );
         tree.begin(0, 3);
         tree.mark(2);
         for at in 0..4 {

@@ -29,8 +29,8 @@ mod diff;
 mod serve;
 mod session;
 
-use self::serve::{Question, Waiter};
 pub(crate) use self::serve::is_merged;
+use self::serve::{Question, Waiter};
 pub(crate) use self::session::Purpose;
 use self::session::{Flow, Session};
 
@@ -404,7 +404,7 @@ impl Repair {
         if !self.sessions.contains_key(&id) {
             return false;
         }
-        self.drive(core, replica, id, |session, cx| session.on_timer(cx));
+        self.drive(core, replica, id, Session::on_timer);
         self.go_on(core, replica);
         true
     }
@@ -553,7 +553,9 @@ impl Repair {
         let pair = (session.partition, session.peer);
         let ok = flow == Flow::Over;
         match session.purpose {
-            Purpose::Compare => self.schedule.ended(core, pair, ok.then_some(session.started)),
+            Purpose::Compare => self
+                .schedule
+                .ended(core, pair, ok.then_some(session.started)),
             Purpose::Cover => {
                 if let Some(coverage) = &mut self.coverage
                     && session.ring == self.ring
@@ -652,6 +654,6 @@ impl Repair {
         let session = Session::new(cx!(self, core, replica), what, buckets);
         let id = session.id;
         self.sessions.insert(id, session);
-        self.drive(core, replica, id, |session, cx| session.begin(cx));
+        self.drive(core, replica, id, Session::begin);
     }
 }

@@ -390,8 +390,7 @@ impl Shard {
         self.core.renew_bound();
         self.replica.expire_watches(&self.core);
         self.hints.housekeeping(&mut self.core);
-        self.repair
-            .housekeeping(&mut self.core, &mut self.replica);
+        self.repair.housekeeping(&mut self.core, &mut self.replica);
         while self
             .lingering
             .front()

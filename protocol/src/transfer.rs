@@ -147,11 +147,7 @@ impl Coverage {
 
     pub(crate) fn report(&mut self, core: &mut Core) {
         let now = core.now.mono;
-        if !self.announced
-            && self
-                .reported
-                .is_none_or(|at| now.since(at) >= REPORT_EVERY)
-        {
+        if !self.announced && self.reported.is_none_or(|at| now.since(at) >= REPORT_EVERY) {
             self.reported = Some(now);
             self.tell(core);
         }

@@ -327,8 +327,7 @@ impl Refresher {
         budget.take(*bytes, core.now.mono);
         let span = span(core, id);
         let key = core.tree_key.clone();
-        let (Some(job), Some(tree), Some(key)) =
-            (self.jobs.get_mut(&id), core.trees.full(id), key)
+        let (Some(job), Some(tree), Some(key)) = (self.jobs.get_mut(&id), core.trees.full(id), key)
         else {
             self.end(core, id, false);
             return true;

@@ -139,7 +139,10 @@ fn a_node_that_lost_everything_is_filled_again() {
     cluster.advance(ROUND);
     assert_eq!(digests(&cluster, A), digests(&cluster, B));
     let came = repaired(&cluster, B);
-    assert!((3_000..=6_000).contains(&came), "{came}: once from each side at most");
+    assert!(
+        (3_000..=6_000).contains(&came),
+        "{came}: once from each side at most"
+    );
 }
 
 #[test]
@@ -154,7 +157,10 @@ fn a_dropped_hint_has_its_partition_compared_at_once() {
     assert!(
         cluster.events(A).iter().any(|event| matches!(
             event,
-            Event::HintsDropped { reason: "bytes", .. }
+            Event::HintsDropped {
+                reason: "bytes",
+                ..
+            }
         )),
         "the hint did not fit"
     );
@@ -168,7 +174,7 @@ fn a_coordinator_that_owns_nothing_tells_the_owners_of_a_dropped_hint() {
     let mut cluster = Cluster::build(4, 4, |_, settings| settings.hint_bytes_max = 10);
     cluster.repair();
     cluster.advance(ROUND);
-    let key = (0..)
+    let key = (0..10_000)
         .map(name)
         .find(|key| cluster.placement(key).1 == D)
         .expect("a key that D does not own");
@@ -209,7 +215,15 @@ fn a_session_that_loses_messages_is_held_again() {
     cluster.heal();
     cluster.advance(ROUND);
     assert_eq!(digests(&cluster, A), digests(&cluster, B));
-    let failed = |event: &Event| matches!(event, Event::SyncFailed { reason: "timeout", .. });
+    let failed = |event: &Event| {
+        matches!(
+            event,
+            Event::SyncFailed {
+                reason: "timeout",
+                ..
+            }
+        )
+    };
     assert!(cluster.events(A).iter().any(failed));
 }
 
@@ -263,7 +277,11 @@ fn trees_survive_a_stop_in_order_and_are_built_anew_after_a_crash() {
     let scanned = cluster.scanned(A);
     cluster.restart_cleanly(A);
     cluster.advance(ROUND);
-    assert_eq!(cluster.scanned(A), 0, "the stored trees served (counted anew)");
+    assert_eq!(
+        cluster.scanned(A),
+        0,
+        "the stored trees served (counted anew)"
+    );
     assert!(age(&cluster, A) <= ROUND);
     cluster.restart(A);
     cluster.advance(ROUND);
@@ -272,7 +290,9 @@ fn trees_survive_a_stop_in_order_and_are_built_anew_after_a_crash() {
 
 #[test]
 fn what_rots_unseen_is_found_by_the_slow_scan_and_repaired() {
-    let mut cluster = Cluster::build(3, 0, |_, settings| settings.antientropy_age_target = 8 * SECOND);
+    let mut cluster = Cluster::build(3, 0, |_, settings| {
+        settings.antientropy_age_target = 8 * SECOND;
+    });
     for number in 0..1_000 {
         for id in [A, B, C] {
             cluster.plant(id, &name(number), record(7, b"v"));

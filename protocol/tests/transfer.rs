@@ -69,7 +69,11 @@ fn a_write_that_any_majority_has_reaches_every_target_owner_new_or_retained() {
         );
         for id in target {
             let value = cluster.value(id, b"k");
-            assert_eq!(value.as_deref(), Some(&b"v"[..]), "{id} of {target:?}, held by {holders:?}");
+            assert_eq!(
+                value.as_deref(),
+                Some(&b"v"[..]),
+                "{id} of {target:?}, held by {holders:?}"
+            );
         }
     }
 }
@@ -114,10 +118,14 @@ fn many_keys_come_by_pages_from_one_source_and_the_rest_by_comparison() {
         bytes as usize <= held * 5 / 4,
         "{bytes} bytes came for {held} that are held"
     );
-    let progress = cluster.events(D).iter().rev().find_map(|event| match event {
-        Event::Progress { done, total, .. } => Some((*done, *total)),
-        _ => None,
-    });
+    let progress = cluster
+        .events(D)
+        .iter()
+        .rev()
+        .find_map(|event| match event {
+            Event::Progress { done, total, .. } => Some((*done, *total)),
+            _ => None,
+        });
     assert_eq!(progress, Some((16, 16)), "all partitions are complete");
 }
 
@@ -139,7 +147,11 @@ fn nothing_counts_before_the_source_has_durably_applied_the_joint_version() {
     );
     cluster.input(B, torc_protocol::shard_io::Input::Applied(version));
     cluster.advance(30 * SECOND);
-    assert_eq!(covered(&cluster, version), [A, B, D, E, F], "C has not applied it");
+    assert_eq!(
+        covered(&cluster, version),
+        [A, B, D, E, F],
+        "C has not applied it"
+    );
 }
 
 #[test]
@@ -178,7 +190,10 @@ fn what_is_received_is_fsynced_before_it_counts() {
     assert!(!covered(&cluster, version).contains(&D));
     let mut fsynced = 0;
     while !covered(&cluster, version).contains(&D) {
-        let merges = cluster.waiting_writes(D).iter().any(|write| matches!(write, Write::Merge { .. }));
+        let merges = cluster
+            .waiting_writes(D)
+            .iter()
+            .any(|write| matches!(write, Write::Merge { .. }));
         match cluster.commit(D, Ok(())) {
             Some(sync) => fsynced += usize::from(merges && sync == Sync::Fsync),
             None => cluster.advance(SECOND),

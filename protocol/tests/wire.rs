@@ -12,15 +12,15 @@ use proptest::prelude::*;
 use torc_protocol::agree::Ballot;
 use torc_protocol::cluster_message::{ClusterMessage, JoinRefusal, Standing};
 use torc_protocol::hlc::Hlc;
-use torc_protocol::sync_message::{
-    Root, SyncAnswer, SyncAsk, SyncBody, SyncEntry, SyncMessage, SyncRefusal,
-};
 use torc_protocol::message::{
     Cursor, ListEntry, Listed, OpId, PeerBody, PeerMessage, RecordKey, Refusal, Reply, ReplyKind,
     Request, RequestKind, WritePurpose,
 };
 use torc_protocol::record::{Parts, Record};
 use torc_protocol::siblings::{Causal, Content, Dot, Sibling, Siblings};
+use torc_protocol::sync_message::{
+    Root, SyncAnswer, SyncAsk, SyncBody, SyncEntry, SyncMessage, SyncRefusal,
+};
 use torc_protocol::version::{Digest, Version};
 use torc_protocol::wire::{self, Blob, WIRE_VERSION, WireError};
 use torc_ring::{
@@ -443,7 +443,12 @@ fn syncs() -> Vec<(&'static str, PeerBody)> {
         keys: 9,
     };
     vec![
-        ("sync roots", ask(SyncAsk::Roots { buckets: vec![bucket] })),
+        (
+            "sync roots",
+            ask(SyncAsk::Roots {
+                buckets: vec![bucket],
+            }),
+        ),
         (
             "sync sums",
             ask(SyncAsk::Sums {
@@ -474,7 +479,13 @@ fn syncs() -> Vec<(&'static str, PeerBody)> {
                 entries: vec![entry.clone()],
             }),
         ),
-        ("sync page", ask(SyncAsk::Page { bucket, after: None })),
+        (
+            "sync page",
+            ask(SyncAsk::Page {
+                bucket,
+                after: None,
+            }),
+        ),
         ("sync verified", ask(SyncAsk::Verified { age_us: 7 })),
         ("sync doubt", ask(SyncAsk::Doubt { node: NodeId(8) })),
         ("sync roots answered", answer(SyncAnswer::Roots(vec![root]))),
@@ -522,7 +533,11 @@ fn samples() -> Vec<(&'static str, PeerMessage)> {
     let cluster = cluster()
         .into_iter()
         .map(|(name, message)| (name, PeerBody::Cluster(message)));
-    let bodies = requests().into_iter().chain(replies()).chain(cluster).chain(syncs());
+    let bodies = requests()
+        .into_iter()
+        .chain(replies())
+        .chain(cluster)
+        .chain(syncs());
     bodies
         .map(|(name, body)| {
             (

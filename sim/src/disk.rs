@@ -276,7 +276,9 @@ impl Store {
                 let limit = (*limit).min(SCAN_MAX);
                 let (found, reached) =
                     self.range((*bucket, *first, *last), after.as_ref(), limit, usize::MAX);
-                let bytes = found.iter().map(|(key, record)| key.key.len() + record.len());
+                let bytes = found
+                    .iter()
+                    .map(|(key, record)| key.key.len() + record.len());
                 Found::Digests {
                     bytes: bytes.sum::<usize>() as u64,
                     entries: found

@@ -22,6 +22,9 @@ const COMPARE_MAX: u64 = 240 * SECOND;
 /// Tries of a read at all owners.
 const TRIES: usize = 3;
 
+/// Owners of a key, and what each has.
+type States = Vec<(usize, Option<Digest>)>;
+
 impl World {
     pub(crate) fn finish(&mut self) {
         self.heal();
@@ -245,7 +248,9 @@ impl World {
         while self.goes_on() && self.differing().is_some() {
             if self.now > end {
                 if let Some((key, states)) = self.differing() {
-                    let what = format!("owners of key {key} differ long after faults have ended, although they compare their copies: {states:?}");
+                    let what = format!(
+                        "owners of key {key} differ long after faults have ended, although they compare their copies: {states:?}"
+                    );
                     self.fail(Violation::new(Invariant::Converge, what));
                 }
                 return;
@@ -255,7 +260,7 @@ impl World {
     }
 
     /// A key of which owners have different states.
-    fn differing(&mut self) -> Option<(u64, Vec<(usize, Option<Digest>)>)> {
+    fn differing(&mut self) -> Option<(u64, States)> {
         (0..self.plan.keys)
             .map(|key| (key, self.owned(key)))
             .find(|(_, states)| states.windows(2).any(|pair| pair[0].1 != pair[1].1))

@@ -27,7 +27,10 @@ pub fn broken(mutant: Mutant) -> &'static [Invariant] {
         Mutant::SupersededUntold => &[I::Order],
         Mutant::LeafForgotten => &[I::Converge],
         // Nobody moves partitions in the worlds yet.
-        Mutant::SingleSource | Mutant::RetainedNotCovered => &[],
-        Mutant::UnionQuorum | Mutant::TargetReadsOnly | Mutant::ServesAcrossRings => &[],
+        Mutant::UnionQuorum
+        | Mutant::TargetReadsOnly
+        | Mutant::SingleSource
+        | Mutant::RetainedNotCovered
+        | Mutant::ServesAcrossRings => &[],
     }
 }

@@ -9,7 +9,9 @@ use torc_protocol::store::StateKey;
 #[derive(Debug, thiserror::Error)]
 pub enum StorageError {
     /// What an earlier life wrote down for this start could not be deleted.
-    #[error("the stored hash trees could not be deleted at the start: is there room on the disk? The log says why")]
+    #[error(
+        "the stored hash trees could not be deleted at the start: is there room on the disk? The log says why"
+    )]
     TreesStay,
     /// Another process has it open.
     #[error(

@@ -76,8 +76,14 @@ fn digests_come_in_order_by_pages_and_are_those_of_the_records(place: &impl Plac
     commits
         .write(vec![merge(&key(2, 5, b"another bucket"), &value(1, b"x"))])
         .unwrap();
-    assert_eq!(digests(&disk, (0, u64::MAX), None, 100), (expected.clone(), None));
-    assert_eq!(digests(&disk, (5, 7), None, 100), (expected[1..4].to_vec(), None));
+    assert_eq!(
+        digests(&disk, (0, u64::MAX), None, 100),
+        (expected.clone(), None)
+    );
+    assert_eq!(
+        digests(&disk, (5, 7), None, 100),
+        (expected[1..4].to_vec(), None)
+    );
     assert_eq!(digests(&disk, (10, 20), None, 100), (Vec::new(), None));
     let (mut found, mut after) = (Vec::new(), None);
     loop {

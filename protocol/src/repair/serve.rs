@@ -214,9 +214,7 @@ fn admit(cx: &mut Cx<'_>, question: &Question) -> Result<(), SyncRefusal> {
     let inside = |token: Token| token.partition(bits) == partition;
     let sound = match &question.ask {
         SyncAsk::Sums { nodes, .. } => nodes.len() <= SUMS_MAX,
-        SyncAsk::Digests { range, .. } => {
-            range.0 <= range.1 && inside(range.0) && inside(range.1)
-        }
+        SyncAsk::Digests { range, .. } => range.0 <= range.1 && inside(range.0) && inside(range.1),
         SyncAsk::Pull { keys, .. } => {
             keys.len() <= KEYS_MAX
                 && keys

@@ -356,7 +356,11 @@ impl Session {
             super::diff::Next::Wait => Flow::Going,
             super::diff::Next::Ask(ask) => self.ask(cx, ask),
             super::diff::Next::Done => {
-                debug_assert!(self.open.is_none(), "bucket {} has an open question", bucket.0);
+                debug_assert!(
+                    self.open.is_none(),
+                    "bucket {} has an open question",
+                    bucket.0
+                );
                 self.next_bucket(cx)
             }
         }
@@ -537,11 +541,7 @@ impl Session {
 }
 
 /// Token ranges of nodes in order, neighbours joined.
-fn ranges(
-    span: Span,
-    level: u8,
-    nodes: &[u16],
-) -> VecDeque<(torc_ring::Token, torc_ring::Token)> {
+fn ranges(span: Span, level: u8, nodes: &[u16]) -> VecDeque<(torc_ring::Token, torc_ring::Token)> {
     let mut rows: Vec<(u16, u16)> = Vec::new();
     for &node in nodes {
         match rows.last_mut() {

@@ -24,9 +24,9 @@ use torc_protocol::store::{
     Batch, CommitId, Found, Hint, HintKey, HintTotal, Query, ReadId, StateKey, StoreError, Sync,
     Write,
 };
+use torc_protocol::sync_message::SYNC_BYTES_MAX;
 use torc_protocol::time::{Mono, Now, SECOND, Wall};
 use torc_protocol::version::{Digest, Version};
-use torc_protocol::sync_message::SYNC_BYTES_MAX;
 use torc_protocol::wire::{self, Blob};
 use torc_ring::{
     BucketId, ClusterId, Config, ConfigVersion, Member, NodeId, Quorum, RingVersion, Secret, Token,
@@ -416,10 +416,11 @@ impl Cluster {
         self.settle();
         assert!(self.peek(id).shard.is_idle(), "everything is written down");
         let node = self.node(id);
-        let trees: Vec<(StateKey, Bytes)> = node
-            .states
-            .extract_if(.., |key, _| matches!(key, StateKey::Tree(..)))
-            .collect();
+        let (trees, others) = std::mem::take(&mut node.states)
+            .into_iter()
+            .partition(|(key, _)| matches!(key, StateKey::Tree(..)));
+        node.states = others;
+        let trees: BTreeMap<StateKey, Bytes> = trees;
         self.restart_unconfigured(id);
         let node = self.node(id);
         for (key, bytes) in trees {
@@ -868,7 +869,9 @@ impl Node {
             } => {
                 let (found, reached) =
                     self.range((*bucket, *first, *last), after.as_ref(), *limit, usize::MAX);
-                let bytes = found.iter().map(|(key, record)| key.key.len() + record.len());
+                let bytes = found
+                    .iter()
+                    .map(|(key, record)| key.key.len() + record.len());
                 Found::Digests {
                     bytes: bytes.sum::<usize>() as u64,
                     entries: found

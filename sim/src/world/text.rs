@@ -29,7 +29,12 @@ impl fmt::Display for Brief<'_> {
                     format!("{:?}", r.kind)
                 ),
                 PeerBody::Sync(s) => {
-                    write!(f, "{from} syncs ring {}: {:.200}", s.ring.0, format!("{s:?}"))
+                    write!(
+                        f,
+                        "{from} syncs ring {}: {:.200}",
+                        s.ring.0,
+                        format!("{s:?}")
+                    )
                 }
                 PeerBody::Cluster(_) => write!(f, "{from} cluster"),
             },

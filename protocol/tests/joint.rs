@@ -22,7 +22,9 @@ fn moving(current: &[NodeId], target: &[NodeId]) -> Cluster {
 }
 
 fn cut_off(cluster: &mut Cluster, nodes: &[NodeId]) {
-    nodes.iter().for_each(|node| cluster.isolate(*node));
+    for node in nodes {
+        cluster.isolate(*node);
+    }
 }
 
 fn quorum(required: u8, received: u8, maybe_applied: bool) -> ClientReply {

@@ -481,6 +481,37 @@ pub(in crate::http) const OPERATIONS: &[Operation] = &[
         ..PLAIN
     },
     Operation {
+        route: Route::Repair,
+        sides: ADMIN,
+        tag: "cluster",
+        summary: "How far this node's copies are known to agree with their other owners'",
+        answers: &[answer(
+            "200",
+            "Its agreement",
+            JSON,
+            Kind::Shape("Agreement"),
+        )],
+        ..PLAIN
+    },
+    Operation {
+        route: Route::Repair,
+        method: "POST",
+        sides: ADMIN,
+        tag: "cluster",
+        summary: "Compare all copies of this node with their other owners' before anything else",
+        more: "Copies are compared all the time; this only moves them up. `GET` tells how many are left in doubt.",
+        answers: &[
+            answer(
+                "202",
+                "They are being compared",
+                JSON,
+                Kind::Shape("Agreement"),
+            ),
+            NOT_READY,
+        ],
+        ..PLAIN
+    },
+    Operation {
         route: Route::BucketInfo,
         sides: ADMIN,
         tag: "cluster",

@@ -23,6 +23,33 @@ const fn maybe(name: &'static str, kind: Kind, text: &'static str) -> Field {
 /// Every named schema.
 pub(super) const SHAPES: &[Shape] = &[
     Shape {
+        name: "Agreement",
+        text: "How far the copies of partitions at a node are known to agree",
+        fields: &[
+            field("node", Kind::Text, "The node that answers"),
+            field(
+                "pairs",
+                Kind::Whole,
+                "Pairs of a partition here and another owner of it",
+            ),
+            field(
+                "doubts",
+                Kind::Whole,
+                "Pairs that are in doubt and compared first",
+            ),
+            field(
+                "age_seconds",
+                Kind::Number,
+                "Time since which the least verified pair is known to agree",
+            ),
+            field(
+                "target_seconds",
+                Kind::Number,
+                "What `antientropy.age_target` aims at",
+            ),
+        ],
+    },
+    Shape {
         name: "Problem",
         text: "An error (RFC 9457); the numbers that matter stand beside it",
         fields: &[

@@ -153,6 +153,7 @@ async fn answers_have_the_fields_that_the_document_promises() {
         (Side::Admin, "/ring/owners?key=k", "", "Owners"),
         (Side::Admin, "/ring/owners?key=k", "/owners/0", "Owner"),
         (Side::Admin, "/buckets/default", "", "Bucket"),
+        (Side::Admin, "/repair", "", "Agreement"),
     ];
     for &(side, target, pointer, shape) in cases {
         let answer = get(&facade, side, target).await.json();

@@ -46,6 +46,8 @@ pub(crate) enum Command {
     Status(StatusArgs),
     /// Look at the ring
     Ring(RingArgs),
+    /// Have a node compare its copies with their other owners' now; it does so all the time anyway
+    Repair(RepairArgs),
     /// Ask one node whether it is ready; for health checks of containers
     Health(HealthArgs),
     /// Show or check configuration files
@@ -235,6 +237,18 @@ pub(crate) enum RingCommand {
         #[command(flatten)]
         admin: AdminArgs,
     },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RepairArgs {
+    #[command(flatten)]
+    pub(crate) admin: AdminArgs,
+    /// Only say that it is to be done
+    #[arg(long)]
+    pub(crate) no_wait: bool,
+    /// How long to wait
+    #[arg(long, value_name = "TIME", value_parser = time, default_value = "10m")]
+    pub(crate) timeout: Duration,
 }
 
 #[derive(Debug, Args)]

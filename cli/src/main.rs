@@ -13,6 +13,7 @@ mod health;
 mod keys;
 mod output;
 mod pki;
+mod repair;
 mod ring;
 mod serve;
 mod status;
@@ -44,6 +45,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Batch(args) => block_on(keys::batch(args)),
         Command::Status(args) => block_on(status::run(args)),
         Command::Ring(args) => block_on(ring::run(args.command)),
+        Command::Repair(args) => block_on(repair::run(args)),
         Command::Health(args) => block_on(health::run(args)),
         Command::Config(args) => config::run(&args.command),
         Command::Pki(args) => pki::run(args.command),

@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+use http::Method;
+use serde::{Deserialize, Serialize};
+
 use crate::call::{Operation, Repeat};
 use crate::client::{Client, found};
 use crate::error::Error;
@@ -9,6 +12,21 @@ use crate::options::{ClientConfig, Routing};
 use crate::ring::{OwnersView, RingView};
 use crate::status::{ClusterView, Status};
 use crate::transport::{Answer, Call};
+
+/// How far the copies of partitions at a node are known to agree with their other owners'.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Agreement {
+    /// The node.
+    pub node: String,
+    /// Pairs of a partition there and another owner of it.
+    pub pairs: u64,
+    /// Pairs that are in doubt and compared first.
+    pub doubts: u64,
+    /// Time since which the least verified pair is known to agree, in seconds.
+    pub age_seconds: f64,
+    /// Age that is aimed at, in seconds.
+    pub target_seconds: f64,
+}
 
 /// A client of one or more admin listeners.
 #[derive(Clone, Debug)]
@@ -64,6 +82,30 @@ impl Admin {
             .await?
             .json("the cluster's state")?;
         Ok(Status::judge(&ring, &cluster))
+    }
+
+    /// Has the node compare all of its copies with their other owners' before anything else.
+    ///
+    /// # Errors
+    /// Like [`Admin::ring`].
+    pub async fn repair(&self) -> Result<Agreement, Error> {
+        let call = Call {
+            method: Method::POST,
+            ..Call::get("/repair".to_owned())
+        };
+        let operation = self.client.operation(call, Repeat::Freely);
+        let answer = found(self.client.run(&operation, None).await?)?;
+        answer.json("a node's agreement")
+    }
+
+    /// How far the node's copies are known to agree with their other owners'.
+    ///
+    /// # Errors
+    /// Like [`Admin::ring`].
+    pub async fn agreement(&self) -> Result<Agreement, Error> {
+        self.get("/repair".to_owned())
+            .await?
+            .json("a node's agreement")
     }
 
     /// Whether the node says that it is ready; `Ok(Err(reason))` when it says that it is not.

@@ -37,7 +37,7 @@ mod status;
 mod text;
 mod transport;
 
-pub use admin::Admin;
+pub use admin::{Admin, Agreement};
 pub use batch::{BATCH_OPERATIONS_MAX, BatchOp, BatchReply};
 pub use client::{Client, Meta, Read, Value, Watched, Written};
 pub use error::{Cause, Error, Outcome};

@@ -203,9 +203,7 @@ pub async fn run(
     for (index, outlets) in outlets.into_iter().enumerate() {
         let of_shard = shard_settings(&settings, node, index, bounds.shards)?;
         let mut shard = Shard::new(of_shard, &opened.hints, now);
-        for (bucket, partition, bytes) in &trees {
-            shard.restore_tree(*bucket, *partition, bytes.clone());
-        }
+        restore(&mut shard, &trees);
         shards.spawn(shard_task::run(shard, tools(index), outlets));
     }
 
@@ -472,6 +470,12 @@ async fn take_trees(
         _ => None,
     });
     Ok(trees.collect())
+}
+
+fn restore(shard: &mut Shard, trees: &[(BucketId, PartitionId, Bytes)]) {
+    for (bucket, partition, bytes) in trees {
+        shard.restore_tree(*bucket, *partition, bytes.clone());
+    }
 }
 
 fn own_member(settings: &Settings, node: NodeId) -> Member {

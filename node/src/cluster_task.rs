@@ -4,10 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use torc_protocol::cluster::Cluster;
-use torc_protocol::cluster_io::{CheckId, ClusterEvent, ClusterInput, ClusterOutput};
+use torc_protocol::cluster_admin::{AdminError, AdminId, AdminReply, AdminRequest, Progress};
+use torc_protocol::cluster_io::{
+    CheckId, ClusterEvent, ClusterInput, ClusterOutput, LEFTOVERS_MAX,
+};
 use torc_protocol::cluster_message::JoinRefusal;
 use torc_protocol::message::{PeerBody, PeerMessage};
 use torc_protocol::shard_io::{Input, View};
@@ -35,6 +38,11 @@ const DIAL: Duration = Duration::from_secs(3);
 pub(crate) enum ClusterMail {
     Committed(Vec<(CommitId, Result<(), StoreError>)>),
     Input(ClusterInput),
+    /// An operator asks.
+    Admin(
+        AdminRequest,
+        oneshot::Sender<Result<AdminReply, AdminError>>,
+    ),
     /// The node may not go on.
     Fatal(Box<NodeError>),
 }
@@ -72,7 +80,7 @@ pub(crate) async fn run(
     cluster: Cluster,
     tools: ClusterTools,
     mut outlets: ClusterOutlets,
-) -> Result<(), NodeError> {
+) -> Result<Left, NodeError> {
     let mut task = ClusterTask {
         cluster,
         tools,
@@ -82,11 +90,19 @@ pub(crate) async fn run(
         gossip: None,
         dead: Vec::new(),
         applied: ConfigVersion(0),
+        covered: Gather::default(),
+        progress: Shares::default(),
+        operators: BTreeMap::new(),
+        next_operator: 0,
+        left: None,
     };
     let mut beat = tokio::time::interval(Duration::from_millis(500));
     beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         task.flush().await?;
+        if let Some(left) = task.left.take() {
+            return Ok(left);
+        }
         let due = task.due();
         let mut view = task.gossip.as_ref().map(|(_, view)| view.clone());
         tokio::select! {
@@ -102,6 +118,7 @@ pub(crate) async fn run(
                     }
                 }
                 ClusterMail::Input(input) => task.input(input),
+                ClusterMail::Admin(request, reply) => task.on_admin(request, reply),
                 ClusterMail::Fatal(error) => return Err(*error),
             },
             Some(news) = outlets.news.recv() => task.on_shard(&news),
@@ -139,6 +156,39 @@ impl Gather {
     }
 }
 
+/// The node has left the ring of its own will, and its data is elsewhere.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Left {
+    pub(crate) version: ConfigVersion,
+}
+
+/// How far each shard is with a joint phase.
+#[derive(Default)]
+struct Shares {
+    ring: RingVersion,
+    shards: BTreeMap<usize, Progress>,
+}
+
+impl Shares {
+    /// Takes a shard's share; answers the sum.
+    fn add(&mut self, shard: usize, ring: RingVersion, share: Progress) -> Progress {
+        if ring > self.ring {
+            self.ring = ring;
+            self.shards.clear();
+        }
+        if ring == self.ring {
+            self.shards.insert(shard, share);
+        }
+        let mut sum = Progress::default();
+        for share in self.shards.values() {
+            sum.done += share.done;
+            sum.total += share.total;
+            sum.bytes += share.bytes;
+        }
+        sum
+    }
+}
+
 struct ClusterTask {
     cluster: Cluster,
     tools: ClusterTools,
@@ -148,6 +198,11 @@ struct ClusterTask {
     gossip: Option<(Gossip, watch::Receiver<GossipView>)>,
     dead: Vec<NodeId>,
     applied: ConfigVersion,
+    covered: Gather,
+    progress: Shares,
+    operators: BTreeMap<AdminId, oneshot::Sender<Result<AdminReply, AdminError>>>,
+    next_operator: u64,
+    left: Option<Left>,
 }
 
 impl ClusterTask {
@@ -177,13 +232,14 @@ impl ClusterTask {
                     self.input(ClusterInput::Frozen(ring));
                 }
             }
-            // Whoever drives the change asks the shards again; nothing waits for it here.
             ShardNews::Covered(shard, ring) => {
-                debug!(
-                    shard,
-                    ring = ring.0,
-                    "the shard has everything that it gains"
-                );
+                if self.covered.add(shard, ring, count) {
+                    self.input(ClusterInput::Covered(ring));
+                }
+            }
+            ShardNews::Progress(shard, ring, share) => {
+                let progress = self.progress.add(shard, ring, share);
+                self.input(ClusterInput::Progress { ring, progress });
             }
             ShardNews::NewerConfig(peer, version) => {
                 self.input(ClusterInput::NewerConfig(peer, version));
@@ -213,6 +269,13 @@ impl ClusterTask {
             ClusterOutput::Apply(config) => self.apply(&config).await?,
             ClusterOutput::Freeze(ring) => self.to_shards(|| Input::Freeze(ring)),
             ClusterOutput::CheckEmpty(id) => self.check_empty(id),
+            ClusterOutput::FindLeftovers(config) => self.find_leftovers(config),
+            ClusterOutput::AdminReply(id, reply) => {
+                if let Some(operator) = self.operators.remove(&id) {
+                    // Who has gone away does not want to know any more.
+                    let _ = operator.send(reply);
+                }
+            }
             ClusterOutput::Dial(member) => self.dial(member),
             ClusterOutput::Serve => {
                 self.to_shards(|| Input::Serve);
@@ -252,7 +315,21 @@ impl ClusterTask {
                     own,
                 });
             }
-            ClusterOutput::Removed(version) => {
+            ClusterOutput::Removed {
+                version,
+                graceful: true,
+            } => {
+                let not_ready = Some(NotReady::Removed);
+                self.tools
+                    .handle
+                    .update_state(|state| state.not_ready = not_ready);
+                info!(
+                    version = version.0,
+                    "this node has left the ring, and its data is elsewhere: it stops"
+                );
+                self.left = Some(Left { version });
+            }
+            ClusterOutput::Removed { version, .. } => {
                 self.tools
                     .handle
                     .update_state(|state| state.not_ready = Some(NotReady::Removed));
@@ -371,6 +448,41 @@ impl ClusterTask {
         }
     }
 
+    fn on_admin(
+        &mut self,
+        request: AdminRequest,
+        reply: oneshot::Sender<Result<AdminReply, AdminError>>,
+    ) {
+        self.next_operator += 1;
+        let id = AdminId(self.next_operator);
+        self.operators.insert(id, reply);
+        self.input(ClusterInput::Admin(id, request));
+    }
+
+    /// Looks for records that are not this node's by that config.
+    fn find_leftovers(&self, config: Arc<Config>) {
+        let (store, mail) = (self.tools.store.clone(), self.tools.mail.clone());
+        let node = self.tools.handle.node();
+        let same = |view: &&Arc<View>| view.config.version == config.version;
+        let view = self.view.as_ref().filter(same).cloned();
+        tokio::task::spawn_blocking(move || {
+            let view = view.unwrap_or_else(|| View::new(Config::clone(&config)));
+            let keeps = |bucket, partition| view.keeps(node, bucket, partition);
+            let found = store.leftovers(config.partition_bits, LEFTOVERS_MAX, keeps);
+            if let Ok(found) = &found
+                && !found.is_empty()
+            {
+                info!(
+                    version = config.version.0,
+                    ranges = found.len(),
+                    "drops what this node does not own any more"
+                );
+            }
+            let input = ClusterInput::Leftovers(config.version, found);
+            let _ = mail.send(ClusterMail::Input(input));
+        });
+    }
+
     fn check_empty(&self, id: CheckId) {
         let (store, mail) = (self.tools.store.clone(), self.tools.mail.clone());
         tokio::task::spawn_blocking(move || {
@@ -451,6 +563,15 @@ impl ClusterTask {
             ClusterEvent::Change { joiners, outcome } => {
                 let joiners: Vec<String> = joiners.iter().map(ToString::to_string).collect();
                 info!(?joiners, ?outcome, "change of members");
+            }
+            ClusterEvent::Switching { ring } => {
+                info!(ring = ring.0, "everybody is complete: the ring is switched");
+            }
+            ClusterEvent::TargetLost { ring } => {
+                warn!(
+                    ring = ring.0,
+                    "too few owners of the target ring have been heard of for too long: the change of the ring is taken back"
+                );
             }
             ClusterEvent::Foreign { peer, cluster } => {
                 warn!(%peer, %cluster, "a node of another cluster talks to this one; it is refused");

@@ -7,15 +7,20 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{mpsc, oneshot};
 use torc_protocol::client::{ClientError, ClientOp, ClientReply, ClientRequest};
+use torc_protocol::cluster_admin::{AdminError, AdminReply, AdminRequest};
 use torc_protocol::shard_io::{Input, View};
 use torc_protocol::time::{Mono, Now, Wall};
 use torc_ring::{NodeId, PartitionId, RingVersion, Token};
 use torc_storage::Store;
 
+use crate::cluster_task::ClusterMail;
 use crate::config::Settings;
 use crate::metrics::Metrics;
 use crate::shard_task::Mail;
 use crate::transport::Transport;
+
+/// The cluster machine answers earlier than this; a node that is stopping may not.
+const ADMIN_WAIT: Duration = Duration::from_secs(20);
 
 /// A request on its way to a shard.
 #[derive(Debug)]
@@ -48,6 +53,7 @@ struct Inner {
     /// Ways to tell the shards something.
     inlets: OnceLock<Vec<mpsc::UnboundedSender<Mail>>>,
     parts: OnceLock<Parts>,
+    operators: OnceLock<mpsc::UnboundedSender<ClusterMail>>,
 }
 
 /// How far the copies of partitions at this node are known to agree with their other owners'.
@@ -182,7 +188,28 @@ impl Handle {
             progress: Mutex::default(),
             inlets: OnceLock::new(),
             parts: OnceLock::new(),
+            operators: OnceLock::new(),
         }))
+    }
+
+    /// Says where operators' requests go; only the first call counts.
+    pub(crate) fn set_operators(&self, mail: mpsc::UnboundedSender<ClusterMail>) {
+        let _ = self.0.operators.set(mail);
+    }
+
+    /// Asks the cluster machine what an operator wants; answered within about ten seconds.
+    ///
+    /// # Errors
+    /// Says why it is not done. [`AdminError::NotServing`] also while the node starts or stops.
+    pub async fn admin(&self, request: AdminRequest) -> Result<AdminReply, AdminError> {
+        let (reply, answer) = oneshot::channel();
+        let mail = self.0.operators.get().ok_or(AdminError::NotServing)?;
+        let sent = mail.send(ClusterMail::Admin(request, reply));
+        sent.map_err(|_| AdminError::NotServing)?;
+        match tokio::time::timeout(ADMIN_WAIT, answer).await {
+            Ok(Ok(reply)) => reply,
+            Ok(Err(_)) | Err(_) => Err(AdminError::NotServing),
+        }
     }
 
     /// Hands in the parts that status and metrics look into; only the first call counts.

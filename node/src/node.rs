@@ -226,6 +226,7 @@ pub async fn run(
         mail: cluster_mail_rx,
         news: news_rx,
     };
+    handle.set_operators(cluster_mail.clone());
     begin(&settings, fresh, &cluster_mail, (&transport, &handle))?;
     let mut cluster_run = tokio::spawn(cluster_task::run(cluster, tools, outlets));
     let watcher = tokio::spawn(watch_disk(handle.clone(), store.clone()));
@@ -239,7 +240,11 @@ pub async fn run(
         () = stop => Ok(()),
         ended = &mut cluster_run => match ended {
             Ok(Err(error)) => Err(error),
-            Ok(Ok(())) | Err(_) => Err(NodeError::Stopped),
+            Ok(Ok(left)) => {
+                info!(version = left.version.0, "left the ring");
+                Ok(())
+            }
+            Err(_) => Err(NodeError::Stopped),
         },
         // A shard that panicked takes its partitions with it: better no node than one that half serves.
         _ = shards.join_next() => Err(NodeError::Stopped),

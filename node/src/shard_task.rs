@@ -12,6 +12,7 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
 use torc_protocol::client::{ClientReply, RequestId};
+use torc_protocol::cluster_admin::Progress;
 use torc_protocol::message::PeerMessage;
 use torc_protocol::shard::Shard;
 use torc_protocol::shard_io::{Event, Input, Output};
@@ -53,8 +54,11 @@ pub(crate) enum Mail {
 pub(crate) enum ShardNews {
     Drained(usize, RingVersion),
     Frozen(usize, RingVersion),
-    NewerConfig(NodeId, ConfigVersion),
+    /// Everything that the shard gains under that joint ring version is there.
     Covered(usize, RingVersion),
+    /// How far the shard is with that joint ring version.
+    Progress(usize, RingVersion, Progress),
+    NewerConfig(NodeId, ConfigVersion),
 }
 
 /// The ways into a shard.
@@ -271,7 +275,16 @@ impl Task {
                 done,
                 total,
                 bytes,
-            } => handle.set_progress(self.tools.index, (ring.0, *done, *total, *bytes)),
+            } => {
+                handle.set_progress(self.tools.index, (ring.0, *done, *total, *bytes));
+                let progress = Progress {
+                    covered: false,
+                    done: *done,
+                    total: *total,
+                    bytes: *bytes,
+                };
+                self.tell(ShardNews::Progress(self.tools.index, *ring, progress));
+            }
             Event::SyncFailed {
                 peer,
                 partition,

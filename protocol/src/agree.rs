@@ -16,7 +16,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use torc_ring::{Config, ConfigVersion, NodeId};
+use torc_ring::{Config, NodeId, change};
 
 use crate::hlc::Hlc;
 use crate::wire::{self, WireError};
@@ -314,15 +314,13 @@ impl Proposer {
 /// faulty or foreign value is ever decided.
 #[must_use]
 pub fn may_follow(decided: &Config, value: &Config) -> bool {
-    let ring_kept = value.ring_version == decided.ring_version && value.current == decided.current;
-    let ring_raised = value.ring_version.0 == value.version.0;
-    value.version == ConfigVersion(decided.version.0 + 1)
-        && value.cluster == decided.cluster
-        && value.seed == decided.seed
-        && value.secret == decided.secret
-        && value.partition_bits == decided.partition_bits
-        && value.next_bucket >= decided.next_bucket
-        && (ring_kept || ring_raised)
+    // Members of a cluster without keys come in at once, after a freeze.
+    let frozen = decided.target.is_none()
+        && Config {
+            current: value.current.clone(),
+            ..decided.reissued()
+        } == *value;
+    change::follows(decided, value) || frozen
 }
 
 #[cfg(test)]

@@ -16,10 +16,13 @@
 //! of an Understandable Consensus Algorithm" (2014), section 6, for what a change of members may overlap.
 //! It does not move data: joint configs and transfers come with ring changes.
 
+mod admin;
 mod change;
 mod configs;
+mod drive;
 mod freeze;
 mod join;
+mod leave;
 mod peers;
 mod probe;
 mod start;
@@ -63,6 +66,10 @@ pub struct Cluster {
     peers: peers::Peers,
     freeze: freeze::Freeze,
     changes: change::Changes,
+    admin: admin::Admin,
+    drive: drive::Drive,
+    /// When a node that no config names asks to be taken in again.
+    ask_again: Option<Mono>,
     probes: probe::Probes,
     commits: BTreeMap<CommitId, After>,
     next_commit: u64,
@@ -83,7 +90,9 @@ enum Phase {
     Checking(start::StartCheck),
     /// Votes, proposes, serves.
     Serving,
-    /// No member any more; answers fetches.
+    /// No member any more; makes sure that those who are know it.
+    Leaving(leave::Leaver),
+    /// No member any more, and all is said; answers fetches.
     Removed,
     /// Has forgotten something: says nothing more.
     Halted,
@@ -98,6 +107,8 @@ enum After {
     Base(Arc<Config>),
     /// The next decided config.
     Decided(Arc<Config>),
+    /// What this node does not own by that config is gone; `true` if there may be more.
+    Cleaned(Arc<Config>, bool),
     /// The config that is applied.
     Applied(Arc<Config>),
     /// The freeze at that ring version.
@@ -132,6 +143,9 @@ impl Cluster {
             peers: peers::Peers::new(persisted.peer_bounds, now.mono),
             freeze: freeze::Freeze::default(),
             changes: change::Changes::new(rng.next_u64()),
+            admin: admin::Admin::default(),
+            drive: drive::Drive::new(now.mono),
+            ask_again: None,
             probes: probe::Probes::default(),
             settings,
             rng,
@@ -157,7 +171,10 @@ impl Cluster {
             }
         }
         self.begin_start_check(now);
-        self.note_removal();
+        if let Some(latest) = self.configs.latest().cloned() {
+            self.drive_decided(&latest, false, now);
+        }
+        self.note_removal(now);
         self.apply_next();
     }
 
@@ -188,6 +205,10 @@ impl Cluster {
             ClusterInput::NewerConfig(peer, version) => self.news(peer, version),
             ClusterInput::Committed(id, outcome) => self.on_committed(id, outcome, now),
             ClusterInput::Drained(ring) => self.on_drained(ring),
+            ClusterInput::Leftovers(version, found) => self.on_leftovers(version, found, now),
+            ClusterInput::Covered(ring) => self.on_covered(ring),
+            ClusterInput::Progress { ring, progress } => self.on_own_progress(ring, progress),
+            ClusterInput::Admin(id, request) => self.on_admin(id, request, now),
             ClusterInput::Frozen(ring) => self.on_shards_frozen(ring),
             ClusterInput::Empty(check, empty) => self.on_empty(check, empty),
             ClusterInput::Dialled(node, reached) => self.on_dialled(node, reached),
@@ -212,6 +233,7 @@ impl Cluster {
             Phase::Bootstrapping => return Some(self.peers.ping_at()),
             Phase::Joining(joiner) => Some(joiner.next_try()),
             Phase::Checking(check) => Some(check.next_try()),
+            Phase::Leaving(leaver) => Some(leaver.tell_at()),
             Phase::Serving | Phase::Removed => None,
         };
         let timers = [
@@ -221,6 +243,9 @@ impl Cluster {
             self.votes.deadline(),
             self.freeze.deadline(),
             self.changes.deadline(),
+            self.admin.deadline(),
+            self.drive.deadline(),
+            self.ask_again,
         ];
         timers.into_iter().flatten().min()
     }
@@ -279,8 +304,10 @@ impl Cluster {
                 version,
                 cluster,
                 member,
+                replaces,
             } => {
-                self.on_join(from, (protocol, version, cluster), member, now);
+                let terms = (protocol, version, cluster);
+                self.on_join(from, terms, (member, replaces), now);
             }
             ClusterMessage::JoinBusy => self.on_join_busy(now),
             ClusterMessage::JoinRefused { refusal } => self.on_join_refused(refusal, now),
@@ -319,6 +346,8 @@ impl Cluster {
             }
             ClusterMessage::Learn { config } => self.on_learn(from, &config.0),
             ClusterMessage::Learned { version } => self.peers.on_learned(from, version),
+            ClusterMessage::Ask { ring, drives } => self.on_ask(from, ring, drives, now),
+            ClusterMessage::Progress { ring, progress } => self.on_progress(from, ring, progress),
         }
     }
 
@@ -335,8 +364,11 @@ impl Cluster {
         self.tick_votes(now);
         self.tick_freeze(now);
         self.tick_changes(now);
+        self.tick_drive(now);
+        self.tick_leave(now);
         self.renew_bound(now);
         self.deliver_local(now);
+        self.tick_admin(now);
     }
 
     fn deliver_local(&mut self, now: Now) {
@@ -378,6 +410,7 @@ impl Cluster {
             After::Send(to, message) => self.send(to, message),
             After::Base(config) => self.on_base(config, now),
             After::Decided(config) => self.on_decided(&config, now),
+            After::Cleaned(config, more) => self.on_cleaned(config, more),
             After::Applied(config) => self.on_applied(&config, now),
             After::Frozen(ring) => self.on_freeze_stored(ring),
             After::Bound => self.clock.on_bound_durable(),
@@ -403,6 +436,7 @@ impl Cluster {
                 self.configs
                     .retry_applied(config, now.mono.plus(STORE_RETRY));
             }
+            After::Cleaned(config, _) => self.clean_later(config, now),
             After::Frozen(ring) => self.on_freeze_failed(ring),
             After::Bound => self.clock.on_bound_failed(),
         }
@@ -433,7 +467,9 @@ impl Cluster {
             | M::Accepted { .. }
             | M::Rejected { .. }
             | M::Learn { .. }
-            | M::Learned { .. } => self
+            | M::Learned { .. }
+            | M::Ask { .. }
+            | M::Progress { .. } => self
                 .latest()
                 .is_none_or(|config| config.member(from).is_some()),
         }

@@ -18,6 +18,8 @@
 //! - [`ClusterOutput::Apply`]: compute the ring, hand it to all shards, connect to all members; when all
 //!   shards have said `Drained` for its ring version, [`ClusterInput::Drained`]. Applied configs come in
 //!   order of their versions, none is skipped; after a start the one that was applied last comes first.
+//! - [`ClusterOutput::FindLeftovers`]: one answer each. Shards' `Covered` of a joint ring version, when all have
+//!   said it, as [`ClusterInput::Covered`]; their progress, added up, as [`ClusterInput::Progress`].
 //! - [`ClusterOutput::Freeze`] to all shards; when all have said `Frozen`, [`ClusterInput::Frozen`].
 //! - [`ClusterOutput::CheckEmpty`] and [`ClusterOutput::Dial`]: one answer each.
 //! - A shard's `NewerConfig` is handed in as [`ClusterInput::NewerConfig`]; the cluster part of peer
@@ -32,12 +34,15 @@ use torc_ring::config::Secret;
 use torc_ring::{ClusterId, Config, ConfigVersion, Member, NodeId, RingVersion};
 
 use crate::agree::{Acceptor, AcceptorError};
+use crate::cluster_admin::{AdminError, AdminId, AdminReply, AdminRequest, Progress};
 use crate::cluster_message::{ClusterMessage, JoinRefusal};
 use crate::hlc::Hlc;
 use crate::message::PeerMessage;
-use crate::store::{Batch, CommitId, StateKey, StoreError};
+use crate::store::{Batch, CommitId, Leftover, StateKey, StoreError};
 use crate::wire::{self, WireError};
 
+/// Greatest number of ranges in one [`ClusterInput::Leftovers`]; after that many the machine asks again.
+pub const LEFTOVERS_MAX: usize = 1_024;
 /// Index of the cluster machine among [`StateKey::HlcBound`]s.
 pub const CLUSTER_BOUND: u8 = 255;
 /// Shard index by which the cluster machine's clock mints; shards of a node have lower ones.
@@ -52,6 +57,10 @@ pub struct ClusterSettings {
     pub drift_max: u64,
     /// From which drift on a warning is due, in microseconds.
     pub drift_warn: u64,
+    /// The member that this node joins in place of, by name or id: one that is dead.
+    pub replaces: Option<String>,
+    /// Whether the shards can move data: only then does the ring change while there are keys.
+    pub moves: bool,
     /// A deliberate bug.
     #[cfg(feature = "mutants")]
     pub mutant: Option<crate::mutant::Mutant>,
@@ -66,6 +75,8 @@ impl ClusterSettings {
             rng_seed,
             drift_max: 60 * SECOND,
             drift_warn: SECOND,
+            replaces: None,
+            moves: false,
             #[cfg(feature = "mutants")]
             mutant: None,
         }
@@ -251,6 +262,20 @@ pub enum ClusterInput {
     Committed(CommitId, Result<(), StoreError>),
     /// All shards have drained everything below this ring version.
     Drained(RingVersion),
+    /// The answer to [`ClusterOutput::FindLeftovers`]: in order, at most [`LEFTOVERS_MAX`].
+    Leftovers(ConfigVersion, Result<Vec<Leftover>, StoreError>),
+    /// All shards have everything that this node gains under that joint ring version, durably. Counts for
+    /// that ring version alone; comes again after a restart.
+    Covered(RingVersion),
+    /// How far this node's shards are together, now and then.
+    Progress {
+        /// The joint ring version.
+        ring: RingVersion,
+        /// How far; `covered` is not looked at.
+        progress: Progress,
+    },
+    /// An operator asks. Answered by one [`ClusterOutput::AdminReply`].
+    Admin(AdminId, AdminRequest),
     /// All shards are frozen at this ring version and nothing is in flight.
     Frozen(RingVersion),
     /// The answer to [`ClusterOutput::CheckEmpty`].
@@ -273,6 +298,12 @@ pub enum ClusterOutput {
     Commit(CommitId, Batch),
     /// This config is valid now: see the module's text.
     Apply(Arc<Config>),
+    /// Which records on disk belong to a bucket or partition that this node does not own by this config
+    /// ([`crate::shard_io::View::keeps`])? Answered by [`ClusterInput::Leftovers`] with the first
+    /// [`LEFTOVERS_MAX`] ranges. Comes when the shards have drained, before the config counts as applied.
+    FindLeftovers(Arc<Config>),
+    /// The answer to an operator.
+    AdminReply(AdminId, Result<AdminReply, AdminError>),
     /// To all shards: take no writes at this ring version any more; answered by [`ClusterInput::Frozen`].
     /// Comes again after a restart, before [`ClusterOutput::Serve`]. It ends with an [`ClusterOutput::Apply`]
     /// of a higher ring version and in no other way.
@@ -301,8 +332,14 @@ pub enum ClusterOutput {
         /// The clock bound on this node's disk.
         own: Hlc,
     },
-    /// This node is no member any more, by this config version: it must stop serving.
-    Removed(ConfigVersion),
+    /// This node is no member any more, and a majority of those that are have stored that: it stops.
+    Removed {
+        /// By this config version.
+        version: ConfigVersion,
+        /// It left of its own will, and its data is elsewhere; else it was taken out as dead, and what it has
+        /// on disk is of no use to anybody.
+        graceful: bool,
+    },
     /// For metrics and logs.
     Event(ClusterEvent),
 }
@@ -378,6 +415,17 @@ pub enum ClusterEvent {
         joiners: Vec<NodeId>,
         /// What happened.
         outcome: ChangeOutcome,
+    },
+    /// Everybody is complete: this node proposes the switch.
+    Switching {
+        /// The joint ring version.
+        ring: RingVersion,
+    },
+    /// Too few owners of the target ring have been heard of for too long: this node proposes to take the
+    /// change back.
+    TargetLost {
+        /// The joint ring version.
+        ring: RingVersion,
     },
     /// A node of another cluster talks to this one.
     Foreign {

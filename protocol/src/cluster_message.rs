@@ -6,6 +6,7 @@
 use torc_ring::{ClusterId, ConfigVersion, Member, NodeId, RingVersion};
 
 use crate::agree::Ballot;
+use crate::cluster_admin::Progress;
 use crate::hlc::Hlc;
 use crate::wire::Blob;
 
@@ -87,6 +88,8 @@ pub enum ClusterMessage {
         /// The joiner.
         #[bincode(with_serde)]
         member: Member,
+        /// The member that it comes in place of, by name or id.
+        replaces: Option<String>,
     },
     /// Not now: fetch the present configuration and ask again after a while.
     JoinBusy,
@@ -181,6 +184,23 @@ pub enum ClusterMessage {
         #[bincode(with_serde)]
         version: ConfigVersion,
     },
+    /// How far are you with this joint phase? Answered by nodes that have applied it.
+    Ask {
+        /// The joint ring version.
+        #[bincode(with_serde)]
+        ring: RingVersion,
+        /// The sender drives it: nobody else needs to.
+        drives: bool,
+    },
+    /// The sender has applied this joint ring version, and is so far with it. This is the word that a switch
+    /// rests on.
+    Progress {
+        /// The joint ring version.
+        #[bincode(with_serde)]
+        ring: RingVersion,
+        /// How far.
+        progress: Progress,
+    },
 }
 
 /// What a node tells of itself with every ping and pong.
@@ -254,6 +274,25 @@ pub enum JoinRefusal {
         "this cluster holds keys; joining a cluster with keys comes with ring changes: let all nodes join before the first key is written, or start from empty data directories"
     )]
     HoldsKeys,
+    /// The member that the joiner comes in place of is not there.
+    #[error("no member is called `{name}`: check --replace")]
+    NoSuchMember {
+        /// The name given.
+        name: String,
+    },
+    /// The member that the joiner comes in place of is alive.
+    #[error(
+        "member `{name}` was heard of a moment ago, and only a dead one is replaced: stop it first, or join without --replace and let it leave"
+    )]
+    Alive {
+        /// The name given.
+        name: String,
+    },
+    /// An operator took back the change that was to take the joiner in.
+    #[error(
+        "an operator aborted the change that was to take this node in: start it again when it shall join"
+    )]
+    Aborted,
     /// Too few members can reach the joiner at the address that it gives.
     #[error(
         "only {reached} of {members} members reach this node at {address}: check --peer, and that UDP is let through"
@@ -272,6 +311,6 @@ impl JoinRefusal {
     /// Whether asking again cannot help.
     #[must_use]
     pub fn is_final(&self) -> bool {
-        !matches!(self, Self::Unreachable { .. })
+        !matches!(self, Self::Unreachable { .. } | Self::Alive { .. })
     }
 }

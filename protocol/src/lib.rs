@@ -10,6 +10,7 @@ pub mod changes;
 pub mod client;
 pub mod clocks;
 pub mod cluster;
+pub mod cluster_admin;
 pub mod cluster_io;
 pub mod cluster_message;
 pub mod context;

@@ -30,12 +30,24 @@ mutants! {
     SingleSource = 5,
     /// An owner that stays does not look at the others' copies.
     RetainedNotCovered = 6,
+    /// A switch is proposed when one member is complete.
+    SwitchEarly = 7,
+    /// A completion counts for whatever joint phase is running.
+    StaleCompletion = 8,
+    /// What a node will not own is dropped when the joint phase begins.
+    CleanedEarly = 9,
+    /// What a node does not own any more stays on its disk.
+    LeftoversKept = 10,
+    /// A config counts as applied before the writes of the older one are over.
+    AppliedUndrained = 11,
     /// A replica serves whatever ring version the coordinator is at.
     ServesAcrossRings = 12,
     /// A vote is told before it is durable.
     VoteBeforeDurable = 13,
     /// A proposer passes over what acceptors say that they have accepted.
     AcceptedIgnored = 14,
+    /// In a joint phase the members of the target decide.
+    AcceptorsFromTarget = 15,
     /// The clock's bound is used before it is durable.
     BoundNotPersisted = 16,
     /// A retry under a new ring mints a new version.
@@ -44,6 +56,8 @@ mutants! {
     WriteBackNotAwaited = 25,
     /// A hint is removed when it is sent.
     HintRemovedBeforeAck = 28,
+    /// An abort waits for the members of the target.
+    AbortNeedsTarget = 36,
     /// A second ack of the same owner counts again.
     DuplicateAckCounts = 37,
     /// A write does not mark its leaf.
@@ -52,12 +66,16 @@ mutants! {
     HintDroppedSilently = 40,
     /// Acks of an older ring count after a restart.
     AcksKeptAcrossRings = 41,
+    /// A node that was away applies the newest config at once.
+    VersionSkipped = 42,
     /// A node votes before its start check has passed.
     VoteBeforeStartCheck = 44,
     /// Ballots begin anew with each life.
     BallotReused = 45,
     /// A proposal is made on a version that is only accepted.
     ProposalOnUndecided = 46,
+    /// A node that leaves stops as soon as it knows that it may.
+    LeaverStopsEarly = 47,
     /// An empty answer of the disk makes hints forgotten that were being stored meanwhile.
     HintForgotten = 52,
     /// A write that was sent under an earlier ring, or met a broken disk, is said to have no effect.

@@ -48,6 +48,8 @@ pub enum Write {
         /// The record.
         record: Record,
     },
+    /// Drop every record in the range.
+    Drop(Leftover),
     /// Keep a hint.
     HintPut {
         /// Where.
@@ -72,6 +74,17 @@ pub enum Write {
         /// Which.
         key: StateKey,
     },
+}
+
+/// Tokens of a bucket that a node has records of and does not own, as far as that goes on without a gap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Leftover {
+    /// Bucket; it may be deleted.
+    pub bucket: BucketId,
+    /// First token.
+    pub first: Token,
+    /// Last token, inclusive.
+    pub last: Token,
 }
 
 /// Number of slots that hints are kept in; a multiple of every possible number of shards, so that a node

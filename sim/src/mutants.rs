@@ -31,6 +31,15 @@ pub fn broken(mutant: Mutant) -> &'static [Invariant] {
         | Mutant::TargetReadsOnly
         | Mutant::SingleSource
         | Mutant::RetainedNotCovered
-        | Mutant::ServesAcrossRings => &[],
+        | Mutant::SwitchEarly
+        | Mutant::StaleCompletion
+        | Mutant::CleanedEarly
+        | Mutant::LeftoversKept
+        | Mutant::AppliedUndrained
+        | Mutant::ServesAcrossRings
+        | Mutant::AcceptorsFromTarget
+        | Mutant::AbortNeedsTarget
+        | Mutant::VersionSkipped
+        | Mutant::LeaverStopsEarly => &[],
     }
 }

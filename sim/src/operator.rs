@@ -11,19 +11,20 @@ use torc_ring::{Bucket, Config};
 use crate::world::World;
 
 impl World {
-    /// A new config with the same members: a new ring version, another bucket, or both. Two nodes never
-    /// propose the same.
+    /// A new config with the same members: a new ring version, or another bucket.
     pub(crate) fn new_config(&mut self, node: usize) {
         let this = &self.nodes[node];
-        let Some(latest) = this.latest().filter(|_| this.serving) else {
+        let Some(latest) = this.latest().filter(|_| this.serving).cloned() else {
             return;
         };
-        let mut config = Config::clone(latest);
-        config.version.0 += 1;
-        let raises = self.rng.chance(700);
-        if raises {
-            config.ring_version.0 = config.version.0;
+        if self.rng.chance(700) {
+            self.count("fault: new ring version");
+            let config = Arc::new(latest.reissued());
+            self.cluster_input(node, ClusterInput::Propose(config));
+            return;
         }
+        let mut config = Config::clone(&latest);
+        config.version.0 += 1;
         let id = config.next_bucket;
         config.next_bucket.0 += 1;
         let name = format!("x{}-{}", id.0, self.rng.below(1 << 20));

@@ -9,8 +9,10 @@ use parking_lot::{Condvar, Mutex};
 use torc_protocol::changes::Lane;
 use torc_protocol::message::RecordKey;
 use torc_protocol::record::Record;
-use torc_protocol::store::{Found, Hint, HintKey, HintTotal, Query, StateKey, StoreError, Write};
-use torc_ring::{BucketId, NodeId, Token};
+use torc_protocol::store::{
+    Found, Hint, HintKey, HintTotal, Leftover, Query, StateKey, StoreError, Write,
+};
+use torc_ring::{BucketId, NodeId, PartitionId, Token};
 
 use crate::commit::{Backend, Committer, Deliver, Limits, Waiting};
 use crate::error::StorageError;
@@ -187,6 +189,28 @@ impl MemStore {
         Ok(data.records.is_empty() && data.hints.is_empty())
     }
 
+    /// As [`crate::Store::leftovers`].
+    ///
+    /// # Errors
+    /// None; the signature is the store's.
+    pub fn leftovers(
+        &self,
+        bits: u8,
+        limit: usize,
+        keeps: impl Fn(BucketId, PartitionId) -> bool,
+    ) -> Result<Vec<Leftover>, StoreError> {
+        let data = self.shared.data.lock();
+        read::leftovers(bits, limit, keeps, |bucket, token| {
+            let from = RecordKey {
+                bucket,
+                token,
+                key: Bytes::new(),
+            };
+            let first = data.records.range(from..).next();
+            Ok(first.map(|(key, _)| (key.bucket, key.token)))
+        })
+    }
+
     /// As [`crate::Store::query_cached`]: everything is in memory.
     pub fn query_cached(&self, query: &Query) -> Option<Result<Found, StoreError>> {
         matches!(query, Query::Record(_)).then(|| self.query(query))
@@ -354,6 +378,9 @@ impl Data {
                 };
                 self.records.insert(key.clone(), merged);
             }
+            Write::Drop(range) => self.records.retain(|key, _| {
+                key.bucket != range.bucket || !(range.first..=range.last).contains(&key.token)
+            }),
             Write::HintPut { at, hint } => {
                 self.hints.insert(*at, hint.clone());
             }

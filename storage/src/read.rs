@@ -5,9 +5,9 @@ use rocksdb::{DBRawIterator, ErrorKind, ReadOptions};
 use torc_protocol::changes::Lane;
 use torc_protocol::message::RecordKey;
 use torc_protocol::record::{self, Record, RecordError};
-use torc_protocol::store::{Found, Hint, HintKey, Query, StateKey, StoreError};
+use torc_protocol::store::{Found, Hint, HintKey, Leftover, Query, StateKey, StoreError};
 use torc_protocol::version::Digest;
-use torc_ring::{BucketId, NodeId, Token};
+use torc_ring::{BucketId, NodeId, PartitionId, Token};
 
 use crate::error::StorageError;
 use crate::rocks::{ChangeTotal, Inner};
@@ -286,6 +286,29 @@ impl Inner {
         Ok(page.finish(false))
     }
 
+    pub(crate) fn leftovers(
+        &self,
+        bits: u8,
+        limit: usize,
+        keeps: impl Fn(BucketId, PartitionId) -> bool,
+    ) -> Result<Vec<Leftover>, StoreError> {
+        let mut records = self
+            .db
+            .raw_iterator_cf_opt(self.family(RECORDS), ReadOptions::default());
+        leftovers(bits, limit, keeps, |bucket, token| {
+            records.seek(schema::record_key(bucket, token, &[]));
+            let Some(key) = records.key() else {
+                records
+                    .status()
+                    .map_err(|error| Miss::Rocks(error).judge(self))?;
+                return Ok(None);
+            };
+            let at = schema::parse_record_key(key)
+                .ok_or_else(|| corrupt(key, "a record's key is malformed"))?;
+            Ok(Some((at.bucket, at.token)))
+        })
+    }
+
     fn hints(
         &self,
         target: NodeId,
@@ -456,6 +479,44 @@ impl Miss {
             }
         }
     }
+}
+
+/// Goes from one partition that has records to the next; `first_from` finds the first record at or after a
+/// place.
+pub(crate) fn leftovers(
+    bits: u8,
+    limit: usize,
+    keeps: impl Fn(BucketId, PartitionId) -> bool,
+    mut first_from: impl FnMut(BucketId, Token) -> Result<Option<(BucketId, Token)>, StoreError>,
+) -> Result<Vec<Leftover>, StoreError> {
+    let mut found: Vec<Leftover> = Vec::new();
+    let mut at = (BucketId(0), Token(0));
+    while let Some((bucket, token)) = first_from(at.0, at.1)? {
+        let partition = token.partition(bits);
+        let (first, last) = (partition.first_token(bits), partition.last_token(bits));
+        if !keeps(bucket, partition) {
+            let is_full = found.len() >= limit;
+            match found.last_mut() {
+                Some(range)
+                    if range.bucket == bucket && range.last.0.checked_add(1) == Some(first.0) =>
+                {
+                    range.last = last;
+                }
+                _ if is_full => break,
+                _ => found.push(Leftover {
+                    bucket,
+                    first,
+                    last,
+                }),
+            }
+        }
+        at = match (last.0.checked_add(1), bucket.0.checked_add(1)) {
+            (Some(next), _) => (bucket, Token(next)),
+            (None, Some(next)) => (BucketId(next), Token(0)),
+            (None, None) => break,
+        };
+    }
+    Ok(found)
 }
 
 fn parse(key: &[u8], value: &[u8]) -> Result<Record, StoreError> {

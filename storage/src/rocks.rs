@@ -14,9 +14,9 @@ use rocksdb::{
 };
 use torc_protocol::changes::Lane;
 use torc_protocol::store::{
-    Found, HintTotal, Query, StateKey, StoreError, Sync as SyncPolicy, Write,
+    Found, HintTotal, Leftover, Query, StateKey, StoreError, Sync as SyncPolicy, Write,
 };
-use torc_ring::NodeId;
+use torc_ring::{BucketId, NodeId, PartitionId};
 
 use crate::commit::{self, Backend, Committer, Deliver, Limits, Observe, Waiting};
 use crate::error::{Fatal, FatalStep, StorageError};
@@ -242,6 +242,21 @@ impl Store {
     /// When that cannot be read.
     pub fn is_empty(&self) -> Result<bool, StorageError> {
         self.inner.is_empty()
+    }
+
+    /// The first ranges of tokens, in order, that records lie in though `keeps` says of their bucket and
+    /// partition that they should not; `bits` as in the config. Looks once at each such partition, not at
+    /// each record. May block.
+    ///
+    /// # Errors
+    /// When the disk cannot be read.
+    pub fn leftovers(
+        &self,
+        bits: u8,
+        limit: usize,
+        keeps: impl Fn(BucketId, PartitionId) -> bool,
+    ) -> Result<Vec<Leftover>, StoreError> {
+        self.inner.leftovers(bits, limit, keeps)
     }
 
     /// The answer to a query when it can be given from memory alone; only [`Query::Record`] ever can.
@@ -486,6 +501,12 @@ impl Writer {
             Write::Merge { key, record } => {
                 let at = schema::record_key(key.bucket, key.token, &key.key);
                 out.merge_cf(inner.family(RECORDS), at, record.as_bytes());
+            }
+            Write::Drop(range) => {
+                let from = schema::record_key(range.bucket, range.first, &[]);
+                let to = schema::record_key_after(range.bucket, range.last)
+                    .unwrap_or_else(schema::record_key_end);
+                out.delete_range_cf(inner.family(RECORDS), from, to);
             }
             Write::HintPut { at, hint } => {
                 out.put_cf(

@@ -6,7 +6,7 @@
 use bytes::{BufMut, Bytes};
 use torc_protocol::changes::Lane;
 use torc_protocol::message::RecordKey;
-use torc_protocol::record::Record;
+use torc_protocol::record::{KEY_LEN_MAX, Record};
 use torc_protocol::store::{Hint, HintKey, StateKey, StoreError};
 use torc_ring::{BucketId, ConfigVersion, NodeId, PartitionId, Token};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
@@ -94,6 +94,11 @@ pub(crate) fn record_key_after(bucket: BucketId, token: Token) -> Option<Vec<u8>
         None => (bucket.0.checked_add(1)?, 0),
     };
     Some(record_key(BucketId(next.0), Token(next.1), &[]))
+}
+
+/// Above every record's key.
+pub(crate) fn record_key_end() -> Vec<u8> {
+    vec![u8::MAX; 4 + 8 + KEY_LEN_MAX + 1]
 }
 
 pub(crate) fn parse_record_key(bytes: &[u8]) -> Option<RecordKey> {

@@ -30,9 +30,10 @@ pub(crate) fn needs(batch: &Batch) -> Room {
     let each = |write: &Write| match write {
         Write::Merge { record, .. } if record.kind() == Kind::Tombstone => Room::Deletes,
         Write::Merge { .. } | Write::HintPut { .. } => Room::All,
-        Write::HintDelete { .. } | Write::StatePut { .. } | Write::StateDelete { .. } => {
-            Room::State
-        }
+        Write::Drop(_)
+        | Write::HintDelete { .. }
+        | Write::StatePut { .. }
+        | Write::StateDelete { .. } => Room::State,
     };
     batch.writes.iter().map(each).max().unwrap_or(Room::State)
 }

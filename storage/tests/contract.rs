@@ -13,7 +13,7 @@ use torc_protocol::siblings::{Causal, Dot, Sibling, Siblings};
 use torc_protocol::store::{
     Batch, CommitId, Found, HintTotal, Query, StateKey, StoreError, Sync, Write,
 };
-use torc_ring::{BucketId, ConfigVersion, NodeId, Token};
+use torc_ring::{BucketId, ConfigVersion, NodeId, PartitionId, Token};
 use torc_storage::{ChangeTotal, States};
 
 use common::*;
@@ -41,6 +41,7 @@ contract! {
     hints_are_counted_at_the_next_start
     states_are_found_again_after_a_restart
     notes_of_changes_come_in_order_by_lane_and_outlast_a_restart
+    what_a_node_does_not_own_is_found_and_dropped_and_nothing_else
     an_empty_store_says_so
     states_alone_leave_a_store_empty
     concurrent_siblings_are_merged
@@ -505,6 +506,45 @@ fn notes_of_changes_come_in_order_by_lane_and_outlast_a_restart(place: &impl Pla
     let total = ChangeTotal { count: 1, last: 3 };
     assert_eq!(disk.count_changes(Lane::Later).unwrap(), total);
     place.close(disk);
+}
+
+fn what_a_node_does_not_own_is_found_and_dropped_and_nothing_else(place: &impl Place) {
+    const EACH: u64 = 1 << 60; // sixteen partitions
+    let (disk, _) = place.open();
+    let mut commits = Commits::of(&disk);
+    let all: Vec<_> = [1, 2, u32::MAX]
+        .into_iter()
+        .flat_map(|bucket| (0..16).map(move |part| (bucket, part)))
+        .flat_map(|(bucket, part)| {
+            let tokens = [part * EACH, part * EACH + (EACH - 1)];
+            tokens.map(|token| key(bucket, token, b"k"))
+        })
+        .collect();
+    for at in &all {
+        commits.write(vec![merge(at, &value(1, b"v"))]).unwrap();
+    }
+    let keeps = |bucket: BucketId, partition: PartitionId| bucket.0 == 1 && partition.0 % 4 != 3;
+    let everything = |_, _| true;
+    assert_eq!(disk.leftovers(10, &everything), Ok(vec![]));
+    let found = disk.leftovers(100, &keeps).unwrap();
+    assert_eq!(found.len(), 4 + 2, "a range for each stretch without a gap");
+    assert_eq!(disk.leftovers(3, &keeps), Ok(found[..3].to_vec()));
+    commits
+        .write(found.into_iter().map(Write::Drop).collect())
+        .unwrap();
+    assert_eq!(disk.leftovers(100, &keeps), Ok(vec![]));
+    place.close(disk);
+    let (disk, _) = place.open();
+    for at in &all {
+        let kept = keeps(at.bucket, at.token.partition(4));
+        let expected = kept.then(|| value(1, b"v"));
+        assert_eq!(read(&disk, at), Ok(expected), "{at:?}");
+    }
+    let at = all.last().unwrap();
+    Commits::of(&disk)
+        .write(vec![merge(at, &value(1, b"again"))])
+        .unwrap();
+    assert_eq!(read(&disk, at), Ok(Some(value(1, b"again"))), "gained anew");
 }
 
 fn an_empty_store_says_so(place: &impl Place) {

@@ -16,7 +16,9 @@ use bytes::Bytes;
 use torc_protocol::hlc::Hlc;
 use torc_protocol::message::RecordKey;
 use torc_protocol::record::{Parts, Record};
-use torc_protocol::store::{Batch, Found, Hint, HintKey, HintTotal, Query, StateKey, Sync, Write};
+use torc_protocol::store::{
+    Batch, Found, Hint, HintKey, HintTotal, Leftover, Query, StateKey, Sync, Write,
+};
 use torc_protocol::version::Version;
 use torc_ring::{BucketId, ConfigVersion, NodeId, Token};
 use torc_storage::{Durability, Opened, Options, States};
@@ -44,6 +46,9 @@ impl Model {
                 };
                 self.records.insert(key.clone(), merged);
             }
+            Write::Drop(range) => self.records.retain(|key, _| {
+                key.bucket != range.bucket || !(range.first..=range.last).contains(&key.token)
+            }),
             Write::HintPut { at, hint } => drop(self.hints.insert(*at, hint.clone())),
             Write::HintDelete { at } => drop(self.hints.remove(at)),
             Write::StatePut { key, value } => drop(self.states.insert(*key, value.clone())),
@@ -110,7 +115,16 @@ fn some_record(rng: &mut Rng) -> Record {
 
 fn some_write(rng: &mut Rng) -> Write {
     let at = hint_at(rng.below(3), rng.below(2) as u8, 1 + rng.below(200));
-    match rng.below(20) {
+    match rng.below(21) {
+        20 if rng.below(20) == 0 => {
+            let RecordKey { bucket, token, .. } = some_key(rng);
+            let width = rng.below(1 << 60);
+            Write::Drop(Leftover {
+                bucket,
+                first: token,
+                last: Token(token.0.saturating_add(width)),
+            })
+        }
         0..12 => Write::Merge {
             key: some_key(rng),
             record: some_record(rng),

@@ -7,8 +7,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use torc_ring::change::stage;
 use torc_ring::config::{MEMBERS_MAX, WEIGHT_MAX, is_node_name};
-use torc_ring::{ClusterId, Config, ConfigVersion, Member, NodeId, RingVersion};
+use torc_ring::{ClusterId, Config, ConfigVersion, Member, NodeId, RingChange, RingVersion};
 
 use super::{Cluster, RESEND};
 use crate::cluster_io::{ChangeOutcome, ClusterEvent};
@@ -29,10 +30,18 @@ const ADDRESS_LEN_MAX: usize = 256;
 #[derive(Debug)]
 pub(super) struct Changes {
     /// Joiners that wait to be made part of one change, and until when.
-    gathered: BTreeMap<NodeId, Member>,
+    gathered: BTreeMap<NodeId, Joiner>,
     gather_until: Option<Mono>,
     running: Option<Change>,
     ids: Rng,
+}
+
+/// A node that wants to be taken in.
+#[derive(Debug)]
+struct Joiner {
+    member: Member,
+    /// The dead member that it comes in place of.
+    dead: Option<NodeId>,
 }
 
 /// A change that this node leads.
@@ -40,7 +49,9 @@ pub(super) struct Changes {
 struct Change {
     id: u64,
     base: Arc<Config>,
-    joiners: BTreeMap<NodeId, Member>,
+    joiners: BTreeMap<NodeId, Joiner>,
+    /// What is proposed.
+    wish: Option<Arc<Config>>,
     step: Step,
     deadline: Mono,
     resend_at: Mono,
@@ -68,6 +79,11 @@ impl Changes {
         }
     }
 
+    pub(super) fn leads(&self, config: &Config) -> bool {
+        let wish = self.running.as_ref().and_then(|run| run.wish.as_ref());
+        wish.is_some_and(|wish| **wish == *config)
+    }
+
     pub(super) fn deadline(&self) -> Option<Mono> {
         let running = self
             .running
@@ -77,8 +93,8 @@ impl Changes {
     }
 }
 
-/// Why `member` cannot become a member of `config`, if so.
-fn refusal_of(config: &Config, member: &Member) -> Option<JoinRefusal> {
+/// Why `member` cannot become a member of `config`, if so; what `dead` has is free.
+fn refusal_of(config: &Config, member: &Member, dead: Option<NodeId>) -> Option<JoinRefusal> {
     let address_is_valid = |address: &str| !address.is_empty() && address.len() <= ADDRESS_LEN_MAX;
     let is_valid = is_node_name(&member.name)
         && member.zone.len() <= ZONE_LEN_MAX
@@ -88,12 +104,13 @@ fn refusal_of(config: &Config, member: &Member) -> Option<JoinRefusal> {
     if !is_valid {
         return Some(JoinRefusal::BadMember);
     }
-    if config.all_members().any(|other| other.name == member.name) {
+    let others = || config.all_members().filter(|other| Some(other.id) != dead);
+    if others().any(|other| other.name == member.name) {
         return Some(JoinRefusal::NameTaken {
             name: member.name.clone(),
         });
     }
-    if config.all_members().any(|other| other.peer == member.peer) {
+    if others().any(|other| other.peer == member.peer) {
         return Some(JoinRefusal::AddressTaken {
             address: member.peer.clone(),
         });
@@ -109,14 +126,14 @@ impl Cluster {
         &mut self,
         from: NodeId,
         (protocol, version, cluster): (u32, ConfigVersion, ClusterId),
-        member: Member,
+        (member, replaces): (Member, Option<String>),
         now: Now,
     ) {
         let Some(latest) = self.acting() else {
             self.send(from, ClusterMessage::JoinBusy);
             return;
         };
-        if latest.is_current(from) {
+        if latest.member(from).is_some() {
             self.publish_to(from, &latest);
             return;
         }
@@ -129,14 +146,22 @@ impl Cluster {
             ours: cluster,
         });
         let not_itself = (member.id != from).then_some(JoinRefusal::BadMember);
-        let refusal = other_protocol
-            .or(other_cluster)
-            .or(not_itself)
-            .or_else(|| refusal_of(&latest, &member));
-        if let Some(refusal) = refusal {
+        let dead = match other_protocol.or(other_cluster).or(not_itself) {
+            Some(refusal) => Err(refusal),
+            None => self.replaced(&latest, replaces, now),
+        };
+        let dead = match dead {
+            Ok(dead) => dead,
+            Err(refusal) => {
+                self.refuse(from, refusal);
+                return;
+            }
+        };
+        if let Some(refusal) = refusal_of(&latest, &member, dead) {
             self.refuse(from, refusal);
             return;
         }
+        self.note_waiting(&member, now);
         let staged = self.changes.gathered.contains_key(&from)
             || self
                 .changes
@@ -151,6 +176,7 @@ impl Cluster {
             return;
         }
         let can_begin = version == latest.version
+            && latest.target.is_none()
             && self.configs.is_settled()
             && self.votes.is_quiet()
             && self.changes.running.is_none()
@@ -160,10 +186,29 @@ impl Cluster {
             self.send(from, ClusterMessage::JoinBusy);
             return;
         }
-        self.changes.gathered.insert(from, member);
+        self.changes.gathered.insert(from, Joiner { member, dead });
         self.changes
             .gather_until
             .get_or_insert(now.mono.plus(GATHER));
+    }
+
+    /// The dead member that a joiner comes in place of, if it does.
+    fn replaced(
+        &self,
+        config: &Config,
+        replaces: Option<String>,
+        now: Now,
+    ) -> Result<Option<NodeId>, JoinRefusal> {
+        let Some(name) = replaces else {
+            return Ok(None);
+        };
+        let id = name.parse::<NodeId>().ok();
+        let mut members = config.current.iter();
+        match members.find(|m| m.name == name || Some(m.id) == id) {
+            None => Err(JoinRefusal::NoSuchMember { name }),
+            Some(member) if self.is_alive(member.id, now) => Err(JoinRefusal::Alive { name }),
+            Some(member) => Ok(Some(member.id)),
+        }
     }
 
     fn clash_with_gathered(&self, member: &Member) -> Option<JoinRefusal> {
@@ -171,6 +216,7 @@ impl Cluster {
             .changes
             .gathered
             .values()
+            .map(|other| &other.member)
             .find(|other| other.name == member.name || other.peer == member.peer)?;
         Some(if clash.name == member.name {
             JoinRefusal::NameTaken {
@@ -199,7 +245,7 @@ impl Cluster {
                 && self.freeze.ring().is_none()
                 && joiners
                     .values()
-                    .all(|joiner| refusal_of(latest, joiner).is_none())
+                    .all(|joiner| refusal_of(latest, &joiner.member, joiner.dead).is_none())
         });
         let Some(base) = base else {
             for joiner in joiners.keys() {
@@ -216,6 +262,7 @@ impl Cluster {
             id: self.changes.ids.next_u64(),
             base,
             joiners,
+            wish: None,
             step: Step::Probing {
                 empty: BTreeSet::new(),
                 reached: BTreeMap::new(),
@@ -241,7 +288,7 @@ impl Cluster {
                         .all(|j| reached.get(j).is_some_and(|by| by.contains(id)));
                     !empty.contains(id) || !all
                 };
-                let joiners = change.joiners.values().cloned().collect();
+                let joiners = change.joiners.values().map(|j| j.member.clone()).collect();
                 (
                     members.filter(missing).collect(),
                     ClusterMessage::Probe {
@@ -283,7 +330,7 @@ impl Cluster {
         if !change.base.is_current(from) {
             return;
         }
-        if !is_empty {
+        if !is_empty && !self.settings.moves {
             self.end_change(ChangeOutcome::Refused, Some(&JoinRefusal::HoldsKeys));
             return;
         }
@@ -307,12 +354,13 @@ impl Cluster {
         let members = change.base.current.len();
         let count = |joiner: &NodeId| reached.get(joiner).map_or(0, BTreeSet::len);
         let is_reached = |joiner: &NodeId| count(joiner) > members / 2;
-        let all_empty = empty.len() == members;
+        let all_empty = self.settings.moves || empty.len() == members;
         let over = change.deadline <= now.mono;
         if all_empty && (over || change.joiners.keys().all(is_reached)) {
             let lost: Vec<(NodeId, JoinRefusal)> = change
                 .joiners
                 .values()
+                .map(|joiner| &joiner.member)
                 .filter(|joiner| !is_reached(&joiner.id))
                 .map(|joiner| {
                     let address = joiner.peer.clone();
@@ -332,6 +380,8 @@ impl Cluster {
                 .retain(|joiner, _| lost.iter().all(|(id, _)| id != joiner));
             if change.joiners.is_empty() {
                 self.changes.running = None;
+            } else if self.settings.moves {
+                self.propose_joint(now);
             } else {
                 change.step = Step::Freezing {
                     attested: BTreeSet::new(),
@@ -344,6 +394,42 @@ impl Cluster {
                 self.refuse(joiner, refusal);
             }
         } else if over {
+            self.end_change(ChangeOutcome::Postponed, None);
+        }
+    }
+
+    /// Everybody is reached: the change begins with a joint config.
+    fn propose_joint(&mut self, now: Now) {
+        let Some(change) = &mut self.changes.running else {
+            return;
+        };
+        let changes: Vec<RingChange> = change
+            .joiners
+            .iter()
+            .map(|(&node, joiner)| match joiner.dead {
+                None => RingChange::Join { node },
+                Some(dead) => RingChange::Replace { dead, by: node },
+            })
+            .collect();
+        let waiting = change
+            .joiners
+            .iter()
+            .map(|(&node, joiner)| (node, joiner.member.clone()));
+        let staged = stage(&change.base, &changes, &waiting.collect());
+        let Ok(wish) = staged else {
+            self.end_change(ChangeOutcome::Postponed, None);
+            return;
+        };
+        let wish = Arc::new(wish);
+        change.step = Step::Proposing;
+        change.wish = Some(Arc::clone(&wish));
+        let joiners = change.joiners.keys().copied().collect();
+        if self.propose(wish, now) {
+            self.event(ClusterEvent::Change {
+                joiners,
+                outcome: ChangeOutcome::Proposed,
+            });
+        } else {
             self.end_change(ChangeOutcome::Postponed, None);
         }
     }
@@ -368,7 +454,7 @@ impl Cluster {
             return;
         }
         let mut members = change.base.current.clone();
-        members.extend(change.joiners.values().cloned());
+        members.extend(change.joiners.values().map(|j| j.member.clone()));
         let wish = change.base.with_members(members);
         change.step = Step::Proposing;
         let joiners = change.joiners.keys().copied().collect();
@@ -405,7 +491,7 @@ impl Cluster {
         let (taken, left): (Vec<NodeId>, Vec<NodeId>) = change
             .joiners
             .into_keys()
-            .partition(|joiner| config.is_current(*joiner));
+            .partition(|joiner| config.member(*joiner).is_some());
         for joiner in &left {
             self.send(*joiner, ClusterMessage::JoinBusy);
         }

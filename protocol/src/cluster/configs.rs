@@ -7,9 +7,10 @@ use torc_ring::{Config, ConfigVersion, NodeId, RingVersion};
 
 use super::{After, Cluster, Phase, put_number};
 use crate::agree;
-use crate::cluster_io::{ClusterEvent, ClusterOutput};
+use crate::cluster_io::{ClusterEvent, ClusterOutput, LEFTOVERS_MAX};
 use crate::cluster_message::{CONFIGS_MAX, ClusterMessage};
-use crate::store::{StateKey, Write};
+use crate::mutant::Mutant;
+use crate::store::{Leftover, StateKey, StoreError, Write};
 use crate::time::{Mono, Now, SECOND};
 use crate::wire::{self, Blob};
 
@@ -19,6 +20,8 @@ const HISTORY_MAX: u64 = 1_000;
 const WAITERS_MAX: usize = 64;
 /// A fetch that is not answered for so long goes to another peer, in microseconds.
 const FETCH_WAIT: u64 = SECOND;
+/// A cleanup that failed is tried again after this time, in microseconds.
+const CLEAN_AGAIN: u64 = SECOND;
 /// Bytes of configs in one answer to a fetch; one config is sent however long it is.
 const FETCH_BYTES_MAX: usize = 1 << 20;
 
@@ -42,8 +45,12 @@ pub(super) struct Configs {
 #[derive(Debug)]
 enum Applying {
     Idle,
+    /// The shards finish what they took under the older ring version.
     Draining(Arc<Config>),
+    /// What this node does not own any more leaves the disk.
+    Cleaning(Arc<Config>),
     Storing,
+    CleanAt(Mono, Arc<Config>),
     RetryAt(Mono, Arc<Config>),
 }
 
@@ -82,6 +89,11 @@ impl Configs {
         self.kept.get(&self.applied)
     }
 
+    /// All decided configs that are kept, in order.
+    pub(super) fn kept(&self) -> impl Iterator<Item = &Arc<Config>> {
+        self.kept.values()
+    }
+
     pub(super) fn at(&self, version: ConfigVersion) -> Option<&Arc<Config>> {
         self.kept.get(&version)
     }
@@ -102,8 +114,10 @@ impl Configs {
 
     pub(super) fn deadline(&self) -> Option<Mono> {
         let retry = match &self.applying {
-            Applying::RetryAt(at, _) => Some(*at),
-            Applying::Idle | Applying::Draining(_) | Applying::Storing => None,
+            Applying::RetryAt(at, _) | Applying::CleanAt(at, _) => Some(*at),
+            Applying::Idle | Applying::Draining(_) | Applying::Cleaning(_) | Applying::Storing => {
+                None
+            }
         };
         [retry, self.fetching].into_iter().flatten().min()
     }
@@ -128,8 +142,11 @@ impl Cluster {
 
     pub(super) fn on_base(&mut self, config: Arc<Config>, now: Now) {
         self.configs.storing = false;
-        self.configs.kept.insert(config.version, config);
+        self.configs
+            .kept
+            .insert(config.version, Arc::clone(&config));
         self.sync_peers();
+        self.drive_decided(&config, false, now);
         self.begin_start_check(now);
         self.apply_next();
     }
@@ -325,8 +342,11 @@ impl Cluster {
             }
         }
         self.sync_peers();
+        let led = self.admin.leads(config) || self.changes.leads(config);
+        self.drive_decided(config, led, now);
         self.votes_decided(version);
         self.change_decided(config, now);
+        self.admin_decided(config);
         self.store_next(self.node);
         self.apply_next();
     }
@@ -338,6 +358,10 @@ impl Cluster {
         }
         let applied = self.configs.applied;
         let next = match applied.0 {
+            _ if self.has(Mutant::VersionSkipped) => {
+                let newest = self.configs.latest();
+                newest.filter(|config| config.version > applied)
+            }
             0 => self.configs.kept.values().next(),
             _ => self.configs.kept.get(&ConfigVersion(applied.0 + 1)),
         };
@@ -349,8 +373,8 @@ impl Cluster {
             .applied_config()
             .map(|config| config.ring_version);
         self.out.push_back(ClusterOutput::Apply(Arc::clone(&next)));
-        if before == Some(next.ring_version) {
-            self.store_applied(next);
+        if before == Some(next.ring_version) || self.has(Mutant::AppliedUndrained) {
+            self.clean(next);
             return;
         }
         self.thaw_below(next.ring_version);
@@ -359,8 +383,67 @@ impl Cluster {
 
     pub(super) fn on_drained(&mut self, ring: RingVersion) {
         match std::mem::replace(&mut self.configs.applying, Applying::Idle) {
-            Applying::Draining(config) if config.ring_version <= ring => self.store_applied(config),
+            Applying::Draining(config) if config.ring_version <= ring => self.clean(config),
             other => self.configs.applying = other,
+        }
+    }
+
+    /// Has everything dropped that this node does not own by `config`: what stayed behind would come back
+    /// when the node owns it again. A node's disk is compared with the config, not with the one before, so
+    /// that a node that was down meanwhile leaves nothing either.
+    fn clean(&mut self, config: Arc<Config>) {
+        if self.has(Mutant::LeftoversKept) {
+            self.store_applied(config);
+            return;
+        }
+        let mut kept = Arc::clone(&config);
+        if self.has(Mutant::CleanedEarly)
+            && let Some(next) = config.switched()
+        {
+            kept = Arc::new(next);
+        }
+        self.out.push_back(ClusterOutput::FindLeftovers(kept));
+        self.configs.applying = Applying::Cleaning(config);
+    }
+
+    pub(super) fn on_leftovers(
+        &mut self,
+        version: ConfigVersion,
+        found: Result<Vec<Leftover>, StoreError>,
+        now: Now,
+    ) {
+        let early = self.has(Mutant::CleanedEarly);
+        let config = match std::mem::replace(&mut self.configs.applying, Applying::Idle) {
+            Applying::Cleaning(config) if config.version == version || early => config,
+            other => {
+                self.configs.applying = other;
+                return;
+            }
+        };
+        match found {
+            Ok(found) if found.is_empty() => self.store_applied(config),
+            Ok(found) => {
+                let more = found.len() >= LEFTOVERS_MAX;
+                let drops = found.into_iter().map(Write::Drop).collect();
+                self.configs.applying = Applying::Storing;
+                self.commit(drops, After::Cleaned(config, more));
+            }
+            Err(error) => {
+                self.event(ClusterEvent::StoreFailed { error });
+                self.clean_later(config, now);
+            }
+        }
+    }
+
+    pub(super) fn clean_later(&mut self, config: Arc<Config>, now: Now) {
+        self.configs.applying = Applying::CleanAt(now.mono.plus(CLEAN_AGAIN), config);
+    }
+
+    pub(super) fn on_cleaned(&mut self, config: Arc<Config>, more: bool) {
+        if more {
+            self.clean(config);
+        } else {
+            self.store_applied(config);
         }
     }
 
@@ -388,25 +471,9 @@ impl Cluster {
             ring: config.ring_version,
             members: config.current.len(),
         });
-        self.note_removal();
+        self.note_removal(now);
         self.serve_if_ready(now);
         self.apply_next();
-    }
-
-    /// A node that an applied config does not name stops serving.
-    pub(super) fn note_removal(&mut self) {
-        let Some(applied) = self.configs.applied_config() else {
-            return;
-        };
-        let version = applied.version;
-        let newest = self.configs.latest_version() == version;
-        if applied.member(self.node).is_none()
-            && newest
-            && matches!(self.phase, Phase::Checking(_) | Phase::Serving)
-        {
-            self.phase = Phase::Removed;
-            self.out.push_back(ClusterOutput::Removed(version));
-        }
     }
 
     pub(super) fn tick_configs(&mut self, now: Now) {
@@ -415,6 +482,12 @@ impl Cluster {
                 std::mem::replace(&mut self.configs.applying, Applying::Idle)
         {
             self.store_applied(config);
+        }
+        if matches!(&self.configs.applying, Applying::CleanAt(at, _) if *at <= now.mono)
+            && let Applying::CleanAt(_, config) =
+                std::mem::replace(&mut self.configs.applying, Applying::Idle)
+        {
+            self.clean(config);
         }
         if self.configs.fetching.is_some_and(|until| until <= now.mono) {
             self.configs.fetching = None;

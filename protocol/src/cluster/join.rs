@@ -61,7 +61,11 @@ impl Cluster {
                     self.ping(contact, now);
                 }
             }
-            Phase::Blank | Phase::Bootstrapping | Phase::Removed | Phase::Halted => {}
+            Phase::Blank
+            | Phase::Bootstrapping
+            | Phase::Leaving(_)
+            | Phase::Removed
+            | Phase::Halted => {}
         }
     }
 
@@ -108,11 +112,12 @@ impl Cluster {
         let (version, cluster) = (config.version, config.cluster);
         let config = Arc::new(config);
         joiner.seen = Some(Arc::clone(&config));
-        if config.is_current(self.node) {
+        if config.member(self.node).is_some() {
             self.adopt_if_member(config);
             return;
         }
         let member = self.member.clone();
+        let replaces = self.settings.replaces.clone();
         let protocol = CLUSTER_PROTOCOL;
         self.send(
             from,
@@ -121,18 +126,22 @@ impl Cluster {
                 version,
                 cluster,
                 member,
+                replaces,
             },
         );
     }
 
     /// A decided config that names this joiner makes it a member.
     pub(super) fn adopt_if_member(&mut self, config: Arc<Config>) {
-        if config.is_current(self.node) {
+        if config.member(self.node).is_some() {
             self.store_base(config);
         }
     }
 
     pub(super) fn on_join_busy(&mut self, now: Now) {
+        if self.ask_again.is_some() {
+            self.ask_again = Some(self.jitter(now, REFUSED_WAIT.0, REFUSED_WAIT.1));
+        }
         let wait = self.jitter(now, BUSY_WAIT.0, BUSY_WAIT.1).since(now.mono);
         if let Phase::Joining(joiner) = &mut self.phase {
             joiner.next_try = now.mono.plus(wait << joiner.busy);
@@ -142,6 +151,11 @@ impl Cluster {
 
     pub(super) fn on_join_refused(&mut self, refusal: JoinRefusal, now: Now) {
         let wait = self.jitter(now, REFUSED_WAIT.0, REFUSED_WAIT.1);
+        if self.ask_again.is_some() {
+            self.ask_again = (!refusal.is_final()).then_some(wait);
+            self.out.push_back(ClusterOutput::JoinRefused(refusal));
+            return;
+        }
         let Phase::Joining(joiner) = &mut self.phase else {
             return;
         };

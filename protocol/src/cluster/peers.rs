@@ -79,6 +79,22 @@ impl Peers {
         }
     }
 
+    /// When that member was heard of last.
+    pub(super) fn heard_at(&self, node: NodeId) -> Option<Mono> {
+        self.known.get(&node).and_then(|peer| peer.heard)
+    }
+
+    /// The newest config version that the member is known to have decided.
+    pub(super) fn decided(&self, node: NodeId) -> ConfigVersion {
+        let peer = self.known.get(&node);
+        peer.map_or(ConfigVersion(0), |peer| peer.decided)
+    }
+
+    /// Time between two pings of one peer, in microseconds.
+    pub(super) fn ping_every(&self) -> u64 {
+        PING_EVERY * (1 + self.known.len() as u64 / PING_PEERS)
+    }
+
     pub(super) fn was_heard(&self, peer: NodeId) -> bool {
         self.known
             .get(&peer)
@@ -275,7 +291,7 @@ impl Cluster {
         if self.peers.ping_at > now.mono {
             return;
         }
-        let every = PING_EVERY * (1 + self.peers.known.len() as u64 / PING_PEERS);
+        let every = self.peers.ping_every();
         self.peers.ping_at = self.jitter(now, every * 9 / 10, every * 11 / 10);
         let peers: Vec<NodeId> = self.peers.known.keys().copied().collect();
         for peer in peers {

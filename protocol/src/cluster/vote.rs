@@ -149,25 +149,24 @@ impl Cluster {
     /// Whether this node is an acceptor of that version now. Who asks for a decided one is told it; when
     /// the asker is ahead, this node catches up first.
     fn is_instance(&mut self, from: NodeId, version: ConfigVersion) -> bool {
-        let Some(latest) = self.acting() else {
-            return false;
-        };
-        if version <= latest.version {
-            if let Some(config) = self
-                .configs
-                .at(version)
-                .cloned()
-                .filter(|_| from != self.node)
-            {
-                self.publish_to(from, &config);
-            }
+        // What is decided is told by whoever knows it, also by a member that may go.
+        let decided = self.configs.at(version).cloned();
+        if let Some(config) = decided.filter(|_| from != self.node) {
+            self.publish_to(from, &config);
             return false;
         }
+        let Some(latest) = self.acting().filter(|latest| version > latest.version) else {
+            return false;
+        };
         if version.0 > latest.version.0 + 1 {
             self.news(from, ConfigVersion(version.0 - 1));
             return false;
         }
-        latest.is_current(from) && latest.is_current(self.node) && self.commits.len() < COMMITS_MAX
+        let acceptor = |id| {
+            let any = self.has(Mutant::AcceptorsFromTarget) && latest.member(id).is_some();
+            latest.is_current(id) || any
+        };
+        acceptor(from) && acceptor(self.node) && self.commits.len() < COMMITS_MAX
     }
 
     /// A ballot from beyond the allowed clock drift is not answered: once promised, nobody else's ballots
@@ -228,11 +227,29 @@ impl Cluster {
         true
     }
 
+    /// Gives up proposing that config, if that is what is proposed; somebody else may still bring it about.
+    pub(super) fn withdraw(&mut self, wish: &Config) {
+        if self
+            .votes
+            .proposal
+            .as_ref()
+            .is_some_and(|p| *p.wish == *wish)
+        {
+            self.votes.proposal = None;
+        }
+    }
+
+    /// Gives up whatever this node proposes.
+    pub(super) fn withdraw_all(&mut self) {
+        self.votes.proposal = None;
+    }
+
     fn begin_round(&mut self, now: Now) {
         let latest = self.base().filter(|_| self.peers.clock_trusted());
         let pause = self.jitter(now, ROUND.0, ROUND.1).since(now.mono);
         let reuses = self.has(Mutant::BallotReused);
         let shifts_base = self.has(Mutant::ProposalOnUndecided);
+        let from_target = self.has(Mutant::AcceptorsFromTarget);
         let Some(proposal) = &mut self.votes.proposal else {
             return;
         };
@@ -258,7 +275,11 @@ impl Cluster {
             self.votes.proposal = None;
             return;
         }
-        let round = Proposer::new(ballot, &latest, Arc::clone(&proposal.wish));
+        let mut base = Config::clone(&latest);
+        if from_target && let Some(target) = &latest.target {
+            base.current.clone_from(target);
+        }
+        let round = Proposer::new(ballot, &base, Arc::clone(&proposal.wish));
         let acceptors = round.acceptors().to_vec();
         proposal.round = Some(round);
         proposal.rounds += 1;

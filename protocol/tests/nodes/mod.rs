@@ -785,6 +785,9 @@ impl Node {
                 };
                 self.records.insert(key, merged);
             }
+            Write::Drop(range) => self.records.retain(|key, _| {
+                key.bucket != range.bucket || !(range.first..=range.last).contains(&key.token)
+            }),
             Write::HintPut { at, hint } => {
                 self.hints.insert(at, hint);
             }

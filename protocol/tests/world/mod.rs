@@ -4,6 +4,8 @@
 //! It watches, at every step, what must never break: one config per version, none skipped, no ballot of
 //! two lives, no vote before it is on disk, and no write that a change of the members could lose.
 
+#![allow(dead_code)] // each test file uses its part
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -11,17 +13,19 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use torc_protocol::agree::{Acceptor, Ballot};
 use torc_protocol::cluster::Cluster;
+use torc_protocol::cluster_admin::{AdminError, AdminId, AdminReply, AdminRequest, Status};
+use torc_protocol::cluster_io::LEFTOVERS_MAX;
 use torc_protocol::cluster_io::{
     ChangeOutcome, CheckId, ClusterEvent, ClusterInput, ClusterOutput, ClusterSettings, Persisted,
 };
 use torc_protocol::cluster_message::{ClusterMessage, JoinRefusal};
 use torc_protocol::message::{PeerBody, PeerMessage};
 use torc_protocol::rng::Rng;
-use torc_protocol::store::{Batch, CommitId, StateKey, StoreError, Write};
+use torc_protocol::store::{Batch, CommitId, Leftover, StateKey, StoreError, Write};
 use torc_protocol::time::{MS, Mono, Now, SECOND, Wall};
 use torc_protocol::wire;
 use torc_ring::config::{Secret, WEIGHT_DEFAULT};
-use torc_ring::{ClusterId, Config, ConfigVersion, Member, NodeId, RingVersion};
+use torc_ring::{BucketId, ClusterId, Config, ConfigVersion, Member, NodeId, RingVersion, Token};
 
 const EPOCH: u64 = 1_700_000_000 * SECOND;
 
@@ -81,6 +85,8 @@ enum Happening {
 #[derive(Clone, Copy, Debug)]
 enum Answer {
     Drained(RingVersion),
+    Leftovers(ConfigVersion),
+    Covered(RingVersion),
     Frozen(RingVersion),
     Empty(CheckId),
     Dialled(NodeId),
@@ -116,6 +122,15 @@ pub(crate) struct Node {
     pub(crate) refused: Option<JoinRefusal>,
     pub(crate) amnesia: bool,
     pub(crate) removed: bool,
+    /// Whether it left of its own will.
+    pub(crate) graceful: Option<bool>,
+    /// Its shards get what they gain.
+    pub(crate) covers: bool,
+    /// The config by which its disk was cleaned last.
+    cleaned: ConfigVersion,
+    /// Ranges on its disk that it does not own.
+    pub(crate) leftovers: usize,
+    pub(crate) replaces: Option<String>,
     pub(crate) events: Vec<ClusterEvent>,
     /// Nobody reaches it at the address that it gives.
     pub(crate) wrong_address: bool,
@@ -132,6 +147,16 @@ pub(crate) struct World {
     next: u64,
     ballots: BTreeMap<Ballot, (usize, u64)>,
     pub(crate) freezes: u64,
+    /// The ring changes while there are keys.
+    pub(crate) moves: bool,
+    /// Who has everything that it gains, and under which joint ring version.
+    pub(crate) covered: BTreeSet<(NodeId, RingVersion)>,
+    pub(crate) replies: BTreeMap<AdminId, Result<AdminReply, AdminError>>,
+    next_admin: u64,
+    /// How long it takes to cover what a node gains, at most, in microseconds.
+    pub(crate) cover_delay: u64,
+    #[cfg(feature = "mutants")]
+    pub(crate) mutant: Option<torc_protocol::mutant::Mutant>,
 }
 
 pub(crate) fn member(index: usize) -> Member {
@@ -158,6 +183,46 @@ impl World {
             next: 0,
             ballots: BTreeMap::new(),
             freezes: 0,
+            moves: false,
+            covered: BTreeSet::new(),
+            replies: BTreeMap::new(),
+            next_admin: 0,
+            cover_delay: 300 * MS,
+            #[cfg(feature = "mutants")]
+            mutant: None,
+        }
+    }
+
+    /// A world in which shards move data.
+    pub(crate) fn moving(seed: u64, weather: Weather) -> Self {
+        let moves = true;
+        let fresh = Self::new(seed, weather);
+        Self { moves, ..fresh }
+    }
+
+    /// An operator asks that node.
+    pub(crate) fn admin(&mut self, index: usize, request: AdminRequest) -> AdminId {
+        self.next_admin += 1;
+        let id = AdminId(self.next_admin);
+        self.input(index, ClusterInput::Admin(id, request));
+        id
+    }
+
+    /// Asks, and waits for the answer.
+    pub(crate) fn ask(
+        &mut self,
+        index: usize,
+        request: AdminRequest,
+    ) -> Result<AdminReply, AdminError> {
+        let id = self.admin(index, request);
+        self.run_till(15 * SECOND, |world| world.replies.contains_key(&id));
+        self.replies.remove(&id).expect("an operator is answered")
+    }
+
+    pub(crate) fn status(&mut self, index: usize) -> Status {
+        match self.ask(index, AdminRequest::Status) {
+            Ok(AdminReply::Status(status)) => *status,
+            other => panic!("no status: {other:?}"),
         }
     }
 
@@ -184,6 +249,11 @@ impl World {
             refused: None,
             amnesia: false,
             removed: false,
+            graceful: None,
+            covers: true,
+            cleaned: ConfigVersion(0),
+            leftovers: 0,
+            replaces: None,
             events: Vec::new(),
             wrong_address: false,
         });
@@ -223,7 +293,10 @@ impl World {
         own.name.clone_from(&self.nodes[index].name);
         let seed = self.rng.next_u64();
         let node = &mut self.nodes[index];
-        if node.machine.is_some() || node.refused.as_ref().is_some_and(JoinRefusal::is_final) {
+        if node.machine.is_some()
+            || node.removed
+            || node.refused.as_ref().is_some_and(JoinRefusal::is_final)
+        {
             return;
         }
         node.life += 1;
@@ -231,7 +304,14 @@ impl World {
         let state = node.disk.iter().map(|(key, value)| (*key, value.clone()));
         let persisted = Persisted::read(own, state).expect("what the node wrote can be read");
         let is_used = !persisted.decided.is_empty();
-        let mut machine = Cluster::new(persisted, ClusterSettings::new(seed), now);
+        let mut settings = ClusterSettings::new(seed);
+        settings.moves = self.moves;
+        settings.replaces.clone_from(&node.replaces);
+        #[cfg(feature = "mutants")]
+        {
+            settings.mutant = self.mutant;
+        }
+        let mut machine = Cluster::new(persisted, settings, now);
         let flags = node.flags.clone();
         let life = node.life;
         if matches!(flags, Flags::Bootstrap) && !is_used {
@@ -373,10 +453,21 @@ impl World {
                     if let StateKey::Decided(version) = key {
                         self.check_decided(version, &value);
                     }
+                    if key == StateKey::Applied {
+                        let version = u64::from_be_bytes(value[..].try_into().expect("eight"));
+                        let cleaned = self.nodes[index].cleaned.0;
+                        assert!(cleaned >= version, "cleaned before it counts as applied");
+                    }
                     self.nodes[index].disk.insert(key, value);
                 }
                 Write::StateDelete { key } => {
                     self.nodes[index].disk.remove(&key);
+                }
+                Write::Drop(_) => {
+                    self.nodes[index].leftovers = self.nodes[index].leftovers.saturating_sub(1);
+                    if self.nodes[index].leftovers == 0 {
+                        self.nodes[index].cleaned = ConfigVersion(u64::MAX);
+                    }
                 }
                 other => panic!("the cluster machine does not write {other:?}"),
             }
@@ -393,8 +484,12 @@ impl World {
             assert_eq!(**known, *config, "two configs were decided for {version:?}");
             return;
         }
+        if let Some(before) = self.decided.get(&ConfigVersion(version.0 - 1)) {
+            self.check_switch(&Arc::clone(before), &config);
+        }
         if let Some(before) = self.decided.get(&ConfigVersion(version.0 - 1))
             && before.current != config.current
+            && !self.moves
         {
             for member in &before.current {
                 let node = &self.nodes[self.index(member.id).expect("known")];
@@ -408,9 +503,45 @@ impl World {
         self.decided.insert(version, config);
     }
 
+    /// The ring is another one only after everybody who had to be complete was, under this very version.
+    fn check_switch(&self, before: &Config, config: &Config) {
+        if !self.moves || before.current == config.current {
+            return;
+        }
+        let target = before.target.as_ref().expect("by way of a joint phase");
+        assert_eq!(*target, config.current, "the target is the ring");
+        let leaves = |member: &&Member| {
+            !target.iter().any(|m| m.id == member.id) && !before.abandoned.contains(&member.id)
+        };
+        for member in target.iter().chain(before.current.iter().filter(leaves)) {
+            assert!(
+                self.covered.contains(&(member.id, before.ring_version)),
+                "a switch, and {} is not complete",
+                member.name
+            );
+        }
+    }
+
     fn answer(&mut self, to: usize, answer: Answer) {
         let input = match answer {
             Answer::Drained(ring) => ClusterInput::Drained(ring),
+            Answer::Leftovers(version) => {
+                let found = self.nodes[to].leftovers;
+                if found == 0 {
+                    self.nodes[to].cleaned = version;
+                }
+                let range = |index: usize| Leftover {
+                    bucket: BucketId(1),
+                    first: Token(2 * index as u64),
+                    last: Token(2 * index as u64),
+                };
+                let ranges = (0..found.min(LEFTOVERS_MAX)).map(range).collect();
+                ClusterInput::Leftovers(version, Ok(ranges))
+            }
+            Answer::Covered(ring) => {
+                self.covered.insert((self.nodes[to].id, ring));
+                ClusterInput::Covered(ring)
+            }
             Answer::Frozen(ring) => ClusterInput::Frozen(ring),
             Answer::Empty(check) => ClusterInput::Empty(check, !self.nodes[to].keys),
             Answer::Dialled(id) => {
@@ -467,6 +598,22 @@ impl World {
                 self.after(delay, Happening::Commit { to: index, life });
             }
             ClusterOutput::Apply(config) => self.apply(index, &config),
+            ClusterOutput::FindLeftovers(config) => {
+                let answer = Answer::Leftovers(config.version);
+                let delay = self.rng.between(0, 5 * MS);
+                self.after(
+                    delay,
+                    Happening::Answer {
+                        to: index,
+                        life,
+                        answer,
+                    },
+                );
+            }
+            ClusterOutput::AdminReply(id, reply) => {
+                let before = self.replies.insert(id, reply);
+                assert!(before.is_none(), "an operator is answered twice");
+            }
             ClusterOutput::Freeze(ring) => {
                 assert_eq!(node.ring, Some(ring), "frozen at the ring that is applied");
                 assert!(node.disk.contains_key(&StateKey::Frozen), "durable first");
@@ -514,6 +661,7 @@ impl World {
                 let is_final = refusal.is_final();
                 node.refused = Some(refusal);
                 if is_final {
+                    node.removed |= node.applied.is_some();
                     self.crash(index);
                 }
             }
@@ -522,7 +670,11 @@ impl World {
                 node.amnesia = true;
                 self.crash(index);
             }
-            ClusterOutput::Removed(_) => node.removed = true,
+            ClusterOutput::Removed { graceful, .. } => {
+                node.removed = true;
+                node.graceful = Some(graceful);
+                self.crash(index);
+            }
             ClusterOutput::Event(event) => node.events.push(event),
         }
     }
@@ -546,6 +698,7 @@ impl World {
             node.name, config.version
         );
         node.applied = Some(config.version);
+        node.cleaned = ConfigVersion(0);
         node.ring = Some(config.ring_version);
         if node.frozen.is_some_and(|ring| ring < config.ring_version) {
             node.frozen = None;
@@ -560,6 +713,18 @@ impl World {
                 answer: Answer::Drained(ring),
             },
         );
+        if config.target.is_some() && self.nodes[index].covers {
+            let answer = Answer::Covered(ring);
+            let delay = delay + self.rng.between(0, self.cover_delay);
+            self.after(
+                delay,
+                Happening::Answer {
+                    to: index,
+                    life,
+                    answer,
+                },
+            );
+        }
     }
 
     fn carry(&mut self, from: usize, to: NodeId, message: &PeerMessage) {
@@ -653,7 +818,7 @@ impl World {
                 self.decided[&ConfigVersion(config.version.0 - 1)].current != config.current
             });
         assert!(
-            !changed_since,
+            !changed_since || self.moves,
             "{name} takes a write at {ring:?} after the members changed"
         );
         true
@@ -670,20 +835,32 @@ impl World {
 
     /// Everybody who is no refused joiner serves at the newest config, and nobody is frozen.
     pub(crate) fn is_formed(&self) -> bool {
+        self.all_but(None)
+    }
+
+    fn all_but(&self, absent: Option<usize>) -> bool {
+        let absent = absent.map(|index| self.nodes[index].id);
         let Some(latest) = self.latest() else {
             return false;
         };
         self.nodes
             .iter()
+            .filter(|node| !node.removed && Some(node.id) != absent)
             .filter(|node| node.refused.as_ref().is_none_or(|r| !r.is_final()))
             .all(|node| {
                 node.machine.as_ref().is_some_and(|machine| {
                     machine.is_serving()
+                        && latest.target.is_none()
                         && machine.applied() == latest.version
                         && machine.latest().map(|config| config.version) == Some(latest.version)
                         && machine.frozen().is_none()
                 })
             })
+    }
+
+    /// The same, whatever has become of that node.
+    pub(crate) fn is_formed_without(&self, absent: usize) -> bool {
+        self.all_but(Some(absent))
     }
 
     pub(crate) fn outcomes(&self, index: usize) -> Vec<ChangeOutcome> {

@@ -2,12 +2,12 @@
 
 use torc_protocol::agree::Acceptor;
 use torc_protocol::cluster_io::{
-    ChangeOutcome, CheckId, ClusterEvent, ClusterInput, ClusterOutput,
+    ChangeOutcome, CheckId, ClusterEvent, ClusterInput, ClusterOutput, LEFTOVERS_MAX,
 };
 use torc_protocol::cluster_message::ClusterMessage;
 use torc_protocol::message::{PeerBody, PeerMessage};
 use torc_protocol::shard_io::Input;
-use torc_protocol::store::StateKey;
+use torc_protocol::store::{Leftover, StateKey};
 use torc_protocol::time::{MS, Mono};
 use torc_protocol::wire;
 use torc_ring::{Config, Member, NodeId, RingVersion};
@@ -126,7 +126,9 @@ impl World {
                 self.schedule(down, Ev::Restart { node });
             }
             ClusterOutput::Amnesia { .. } => self.on_amnesia(node),
-            ClusterOutput::Removed(_) => {
+            ClusterOutput::FindLeftovers(config) => self.find_leftovers(node, &config),
+            ClusterOutput::AdminReply(..) => self.count("operator answered"),
+            ClusterOutput::Removed { .. } => {
                 self.count("rare: removed");
                 self.nodes[node].fate = Fate::Out;
                 self.crash(node);
@@ -195,6 +197,28 @@ impl World {
         let store = &self.nodes[node].disk.visible;
         let empty = store.records.is_empty() && store.hints.is_empty();
         self.mail_cluster(node, ClusterInput::Empty(check, empty));
+    }
+
+    /// Each record that is not this node's by the config is a range of its own.
+    fn find_leftovers(&mut self, node: usize, config: &Config) {
+        let view = self.placed(config).view.clone();
+        let this = &self.nodes[node];
+        let id = this.member.id;
+        let mut found: Vec<Leftover> = Vec::new();
+        for key in this.disk.visible.records.keys() {
+            let partition = key.token.partition(config.partition_bits);
+            if !view.keeps(id, key.bucket, partition) {
+                let (first, last) = (key.token, key.token);
+                let bucket = key.bucket;
+                found.push(Leftover {
+                    bucket,
+                    first,
+                    last,
+                });
+            }
+        }
+        found.truncate(LEFTOVERS_MAX);
+        self.mail_cluster(node, ClusterInput::Leftovers(config.version, Ok(found)));
     }
 
     fn dial(&mut self, node: usize, member: &Member) {

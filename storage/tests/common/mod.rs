@@ -14,10 +14,10 @@ use torc_protocol::hlc::Hlc;
 use torc_protocol::message::RecordKey;
 use torc_protocol::record::{Parts, Record};
 use torc_protocol::store::{
-    Batch, CommitId, Found, Hint, HintKey, Query, StateKey, StoreError, Sync, Write,
+    Batch, CommitId, Found, Hint, HintKey, Leftover, Query, StateKey, StoreError, Sync, Write,
 };
 use torc_protocol::version::Version;
-use torc_ring::{BucketId, NodeId, Token};
+use torc_ring::{BucketId, NodeId, PartitionId, Token};
 use torc_storage::{
     ChangeTotal, Committer, Deliver, MemStore, Opened, Options, States, StorageError, Store,
 };
@@ -42,6 +42,11 @@ pub trait Disk: Clone + 'static {
     fn is_empty(&self) -> Result<bool, StorageError>;
     fn query_cached(&self, query: &Query) -> Option<Result<Found, StoreError>>;
     fn query(&self, query: &Query) -> Result<Found, StoreError>;
+    fn leftovers(
+        &self,
+        limit: usize,
+        keeps: &dyn Fn(BucketId, PartitionId) -> bool,
+    ) -> Result<Vec<Leftover>, StoreError>;
 }
 
 macro_rules! disk {
@@ -75,6 +80,13 @@ macro_rules! disk {
             }
             fn query(&self, query: &Query) -> Result<Found, StoreError> {
                 <$store>::query(self, query)
+            }
+            fn leftovers(
+                &self,
+                limit: usize,
+                keeps: &dyn Fn(BucketId, PartitionId) -> bool,
+            ) -> Result<Vec<Leftover>, StoreError> {
+                <$store>::leftovers(self, 4, limit, keeps)
             }
         }
     };

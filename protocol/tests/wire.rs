@@ -10,6 +10,7 @@ use std::fmt::Write as _;
 use bytes::{Bytes, BytesMut};
 use proptest::prelude::*;
 use torc_protocol::agree::Ballot;
+use torc_protocol::cluster_admin::Progress;
 use torc_protocol::cluster_message::{ClusterMessage, JoinRefusal, Standing};
 use torc_protocol::hlc::Hlc;
 use torc_protocol::message::{
@@ -259,6 +260,14 @@ fn cluster() -> Vec<(&'static str, ClusterMessage)> {
         version,
         cluster: ClusterId(1),
         member: member(),
+        replaces: Some("node-9".into()),
+    };
+    let ring = RingVersion(4);
+    let progress = Progress {
+        covered: true,
+        done: 3,
+        total: 5,
+        bytes: 7,
     };
     let configs = vec![encoded.clone(), blob(b"any bytes")];
     vec![
@@ -347,6 +356,15 @@ fn cluster() -> Vec<(&'static str, ClusterMessage)> {
         ),
         ("join refused holds keys", refused(JoinRefusal::HoldsKeys)),
         (
+            "join refused no such member",
+            refused(JoinRefusal::NoSuchMember { name: "n".into() }),
+        ),
+        (
+            "join refused alive",
+            refused(JoinRefusal::Alive { name: "n".into() }),
+        ),
+        ("join refused aborted", refused(JoinRefusal::Aborted)),
+        (
             "join refused unreachable",
             refused(JoinRefusal::Unreachable {
                 address: "h:1".into(),
@@ -410,6 +428,8 @@ fn cluster() -> Vec<(&'static str, ClusterMessage)> {
         ),
         ("learn", ClusterMessage::Learn { config: encoded }),
         ("learned", ClusterMessage::Learned { version }),
+        ("ask", ClusterMessage::Ask { ring, drives: true }),
+        ("progress", ClusterMessage::Progress { ring, progress }),
     ]
 }
 

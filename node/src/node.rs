@@ -239,11 +239,7 @@ pub async fn run(
     let result = tokio::select! {
         () = stop => Ok(()),
         ended = &mut cluster_run => match ended {
-            Ok(Err(error)) => Err(error),
-            Ok(Ok(left)) => {
-                info!(version = left.version.0, "left the ring");
-                Ok(())
-            }
+            Ok(ended) => ended.map(|left| info!(version = left.version.0, "left the ring")),
             Err(_) => Err(NodeError::Stopped),
         },
         // A shard that panicked takes its partitions with it: better no node than one that half serves.

@@ -408,7 +408,7 @@ impl Cluster {
         }
         match after {
             After::Send(to, message) => self.send(to, message),
-            After::Base(config) => self.on_base(config, now),
+            After::Base(config) => self.on_base(&config, now),
             After::Decided(config) => self.on_decided(&config, now),
             After::Cleaned(config, more) => self.on_cleaned(config, more),
             After::Applied(config) => self.on_applied(&config, now),

@@ -262,7 +262,6 @@ fn cluster() -> Vec<(&'static str, ClusterMessage)> {
         member: member(),
         replaces: Some("node-9".into()),
     };
-    let ring = RingVersion(4);
     let progress = Progress {
         covered: true,
         done: 3,

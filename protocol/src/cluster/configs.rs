@@ -140,13 +140,11 @@ impl Cluster {
         self.commit(vec![put], After::Base(config));
     }
 
-    pub(super) fn on_base(&mut self, config: Arc<Config>, now: Now) {
+    pub(super) fn on_base(&mut self, config: &Arc<Config>, now: Now) {
         self.configs.storing = false;
-        self.configs
-            .kept
-            .insert(config.version, Arc::clone(&config));
+        self.configs.kept.insert(config.version, Arc::clone(config));
         self.sync_peers();
-        self.drive_decided(&config, false, now);
+        self.drive_decided(config, false, now);
         self.begin_start_check(now);
         self.apply_next();
     }

@@ -36,7 +36,7 @@ pub(super) struct Drive {
     since: Mono,
     driving: bool,
     /// When this node takes over, if it hears of no driver before.
-    drive_at: Mono,
+    take_over_at: Mono,
     ask_at: Mono,
     /// Somebody looks at the status until then.
     watched_until: Mono,
@@ -54,7 +54,7 @@ impl Drive {
             ring: RingVersion(0),
             since: now,
             driving: false,
-            drive_at: now,
+            take_over_at: now,
             ask_at: now,
             watched_until: Mono(0),
             told: BTreeMap::new(),
@@ -74,7 +74,7 @@ impl Drive {
             return None;
         }
         let asks = self.driving || self.watched_until > self.ask_at;
-        let drive = (!self.driving).then_some(self.drive_at);
+        let drive = (!self.driving).then_some(self.take_over_at);
         let timers = [asks.then_some(self.ask_at), drive, Some(self.judge_at)];
         timers.into_iter().flatten().min()
     }
@@ -102,7 +102,7 @@ impl Cluster {
         if ring == self.drive.ring {
             return;
         }
-        let drive_at = if led {
+        let take_over_at = if led {
             now.mono
         } else {
             self.jitter(now, DRIVE_AFTER.0, DRIVE_AFTER.1)
@@ -110,7 +110,7 @@ impl Cluster {
         let own = self.drive.own;
         self.drive = Drive {
             ring,
-            drive_at,
+            take_over_at,
             own,
             judge_at: now.mono.plus(SECOND),
             ..Drive::new(now.mono)
@@ -147,7 +147,7 @@ impl Cluster {
     /// Somebody wants to know how far this node is.
     pub(super) fn on_ask(&mut self, from: NodeId, ring: RingVersion, drives: bool, now: Now) {
         if drives && from != self.node && ring == self.drive.ring && !self.drive.driving {
-            self.drive.drive_at = self.jitter(now, DRIVE_AFTER.0, DRIVE_AFTER.1);
+            self.drive.take_over_at = self.jitter(now, DRIVE_AFTER.0, DRIVE_AFTER.1);
         }
         let applied = self
             .configs
@@ -207,10 +207,10 @@ impl Cluster {
         // A joiner, and a node that does not serve yet, only looks on.
         let acts = self.acting().is_some();
         self.drive.driving &= acts;
-        if !self.drive.driving && self.drive.drive_at <= now.mono {
+        if !self.drive.driving && self.drive.take_over_at <= now.mono {
             self.drive.driving = acts;
             self.drive.ask_at = now.mono;
-            self.drive.drive_at = now.mono.plus(DRIVE_AFTER.1);
+            self.drive.take_over_at = now.mono.plus(DRIVE_AFTER.1);
         }
         let asks = self.drive.driving || self.drive.watched_until > now.mono;
         if asks && self.drive.ask_at <= now.mono {
@@ -265,7 +265,7 @@ impl Cluster {
         } else if !self.peers.clock_trusted() {
             // Somebody whose clock is right shall do it.
             self.drive.driving = false;
-            self.drive.drive_at = self.jitter(now, 2 * DRIVE_AFTER.0, 2 * DRIVE_AFTER.1);
+            self.drive.take_over_at = self.jitter(now, 2 * DRIVE_AFTER.0, 2 * DRIVE_AFTER.1);
         }
     }
 

@@ -85,11 +85,9 @@ impl Cluster {
             self.phase = Phase::Removed;
             let removed = ClusterOutput::Removed { version, graceful };
             self.out.push_back(removed);
-        } else if tell {
-            if let Some(config) = self.configs.at(version).cloned() {
-                for member in silent {
-                    self.publish_to(member, &config);
-                }
+        } else if tell && let Some(config) = self.configs.at(version).cloned() {
+            for member in silent {
+                self.publish_to(member, &config);
             }
         }
     }

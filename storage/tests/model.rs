@@ -115,16 +115,7 @@ fn some_record(rng: &mut Rng) -> Record {
 
 fn some_write(rng: &mut Rng) -> Write {
     let at = hint_at(rng.below(3), rng.below(2) as u8, 1 + rng.below(200));
-    match rng.below(21) {
-        20 if rng.below(20) == 0 => {
-            let RecordKey { bucket, token, .. } = some_key(rng);
-            let width = rng.below(1 << 60);
-            Write::Drop(Leftover {
-                bucket,
-                first: token,
-                last: Token(token.0.saturating_add(width)),
-            })
-        }
+    match rng.below(20) {
         0..12 => Write::Merge {
             key: some_key(rng),
             record: some_record(rng),
@@ -147,6 +138,15 @@ fn some_write(rng: &mut Rng) -> Write {
                 key: some_state(rng),
                 value: rng.bytes(len).into(),
             }
+        }
+        19 if rng.below(20) == 0 => {
+            let RecordKey { bucket, token, .. } = some_key(rng);
+            let width = rng.below(1 << 60);
+            Write::Drop(Leftover {
+                bucket,
+                first: token,
+                last: Token(token.0.saturating_add(width)),
+            })
         }
         _ => Write::StateDelete {
             key: some_state(rng),

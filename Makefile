@@ -8,6 +8,8 @@ SHELL := /bin/sh
 # Nodes of `make demo`, and further arguments of `torc demo`.
 NODES ?= 3
 DEMO_ARGS ?=
+# What `make up` starts: core (three nodes behind Nginx) or full (also all side services).
+PROFILE ?= core
 # Arguments of `cargo test`, for example TEST_ARGS="-p torc-ring".
 TEST_ARGS ?= --workspace
 # How long, or how many executions, `make fuzz` spends on each target.
@@ -24,7 +26,7 @@ ENV := . scripts/env.sh &&
 PHASE := $(ENV) scripts/phase.sh
 PARTS := fmt-check length purity deny clippy doc-check
 
-.PHONY: help deps services build demo test lint $(PARTS) fmt doc bench fuzz chaos clean
+.PHONY: help deps services build demo up down test lint $(PARTS) fmt doc bench fuzz chaos clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +44,12 @@ build: deps ## build the `torc` binary, optimised
 demo: deps ## start a cluster on this machine (NODES=3, DEMO_ARGS=...); Ctrl-C stops it
 	@$(ENV) cargo build $(LOCKED) --release -p torc && \
 	  exec "$$CARGO_TARGET_DIR/release/torc" demo --nodes $(NODES) $(DEMO_ARGS)
+
+up: ## start the platform in containers, healthy when this returns (PROFILE=core or full)
+	@docker/up.sh $(PROFILE)
+
+down: ## end the platform in containers (DATA=1 removes its data too)
+	@docker/down.sh $(if $(DATA),--data)
 
 test: deps services lint ## all checks: lint, then every test of the workspace
 	@$(PHASE) "tests" cargo test $(LOCKED) $(TEST_ARGS)

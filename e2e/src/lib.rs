@@ -17,6 +17,7 @@ pub mod ports;
 pub mod powercut;
 pub mod process;
 pub mod proxy;
+pub mod service;
 pub mod shim;
 pub mod tmpfs;
 pub mod wait;

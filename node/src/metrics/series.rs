@@ -86,7 +86,8 @@ impl Histogram {
             .bounds
             .iter()
             .map(|&bound| bound as f64 / unit)
-            .chain([f64::MAX]);
+            // Without a bucket of this bound Prometheus computes no quantile at all.
+            .chain([f64::INFINITY]);
         let buckets: Vec<_> = bounds.zip(counts).collect();
         let count = buckets.iter().map(|&(_, count)| count).sum();
         (

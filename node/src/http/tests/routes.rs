@@ -357,6 +357,10 @@ async fn metrics_count_what_happened_in_a_form_that_prometheus_reads() {
             r#"torc_coordinator_seconds_bucket{le="0.0001",op="put"}"#,
             1.0,
         ),
+        (
+            r#"torc_coordinator_seconds_bucket{le="+Inf",op="put"}"#,
+            3.0,
+        ),
         ("torc_hedged_reads_total", 1.0),
         (r#"torc_shed_total{reason="queue"}"#, 1.0),
         (r#"torc_peer_refused_total{reason="certificate"}"#, 1.0),

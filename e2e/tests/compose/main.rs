@@ -1,0 +1,304 @@
+//! The whole platform in containers: the same files that a user starts, with stand-in images where no
+//! registry can be reached. Needs a Docker engine, and root (or sudo) to make the stand-ins the first time.
+
+mod stack;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use serde_json::Value;
+use torc_e2e::cluster::READY_MAX;
+use torc_e2e::http::{self, Client, Request};
+use torc_e2e::{alone, wait};
+
+use stack::{Stack, docker, docker_folder, has_engine, succeed};
+
+/// What the platform promises on a machine that is not busy with other things.
+const HEALTHY_SECONDS_MAX: u64 = 120;
+const ANSWER_MAX: Duration = Duration::from_secs(20);
+const SEEN_MAX: Duration = Duration::from_secs(60);
+
+/// Processes that wanted to run in the last minute, for each core.
+fn load_per_core() -> f64 {
+    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let load = text
+        .split(' ')
+        .next()
+        .and_then(|load| load.parse::<f64>().ok());
+    load.unwrap_or(0.0) / thread::available_parallelism().map_or(1.0, |cores| cores.get() as f64)
+}
+
+fn service(container: &Value) -> String {
+    container["Config"]["Labels"]["com.docker.compose.service"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned()
+}
+
+/// What holds of every container, read off the running ones.
+fn check_containers(stack: &Stack) {
+    let mut published = BTreeSet::new();
+    for container in stack.inspect() {
+        let name = service(&container);
+        let host = &container["HostConfig"];
+        assert!(
+            host["Memory"].as_u64() > Some(0),
+            "{name} has no limit of memory"
+        );
+        assert!(
+            host["NanoCpus"].as_u64() > Some(0),
+            "{name} has no limit of processors"
+        );
+        assert!(
+            host["PidsLimit"].as_i64() > Some(0),
+            "{name} has no limit of processes"
+        );
+        assert_eq!(host["ReadonlyRootfs"], true, "{name} can write its image");
+        let user = container["Config"]["User"].as_str().unwrap_or_default();
+        assert!(
+            !matches!(user.split(':').next(), Some("" | "0" | "root")),
+            "{name} runs as root"
+        );
+        let image = container["Config"]["Image"].as_str().unwrap_or_default();
+        let tag = image.rsplit_once(':').map_or("", |(_, tag)| tag);
+        assert!(
+            !matches!(tag, "" | "latest"),
+            "{name} has an image without a fixed tag: {image}"
+        );
+        if name == "pki" {
+            assert_eq!(container["State"]["ExitCode"], 0, "{}", container["State"]);
+        } else {
+            assert_eq!(container["State"]["Health"]["Status"], "healthy", "{name}");
+        }
+        for (port, bindings) in host["PortBindings"].as_object().into_iter().flatten() {
+            for binding in bindings.as_array().into_iter().flatten() {
+                assert_eq!(
+                    binding["HostIp"], "127.0.0.1",
+                    "{name} publishes {port} to the world"
+                );
+                published.insert(name.clone());
+            }
+        }
+        // What was made for this installation is in files, never in what anybody may inspect.
+        for secret in fs::read_dir(docker_folder().join("secrets")).expect("the secrets") {
+            let secret = fs::read_to_string(secret.expect("an entry").path()).expect("a secret");
+            assert!(
+                !container.to_string().contains(&secret),
+                "{name} shows a secret"
+            );
+        }
+    }
+    let allowed: BTreeSet<String> = ["nginx", "prometheus", "grafana"].map(str::to_owned).into();
+    assert!(published.is_subset(&allowed), "published: {published:?}");
+    assert!(published.contains("nginx"));
+}
+
+fn put(stack: &Stack, target: &str, value: &str) {
+    let answer = http::send(
+        stack.http,
+        &Request::put(target, value.as_bytes()),
+        ANSWER_MAX,
+    )
+    .unwrap_or_else(|error| panic!("PUT {target}: {error}"));
+    assert_eq!(answer.status, 204, "PUT {target}: {}", answer.text());
+}
+
+/// Clients that read one key through Nginx until they are told to stop.
+struct Readers {
+    stop: Arc<AtomicBool>,
+    read: Arc<AtomicUsize>,
+    threads: Vec<thread::JoinHandle<Vec<String>>>,
+}
+
+impl Readers {
+    fn start(stack: &Stack, target: &'static str, value: &'static str) -> Self {
+        let (stop, read) = (
+            Arc::new(AtomicBool::new(false)),
+            Arc::new(AtomicUsize::new(0)),
+        );
+        let threads = (0..4)
+            .map(|_| {
+                let (stop, read) = (Arc::clone(&stop), Arc::clone(&read));
+                let mut client = Client::new(stack.http, ANSWER_MAX);
+                thread::spawn(move || {
+                    let mut failures = Vec::new();
+                    while !stop.load(Ordering::Relaxed) {
+                        match client.send(&Request::get(target)) {
+                            Ok(answer)
+                                if answer.status == 200 && answer.body == value.as_bytes() => {}
+                            Ok(answer) => {
+                                failures.push(format!("{} {}", answer.status, answer.text()));
+                            }
+                            Err(error) => failures.push(error.to_string()),
+                        }
+                        read.fetch_add(1, Ordering::Relaxed);
+                    }
+                    failures
+                })
+            })
+            .collect();
+        Self {
+            stop,
+            read,
+            threads,
+        }
+    }
+
+    fn wait(&self, more: usize) {
+        let target = self.read.load(Ordering::Relaxed) + more;
+        wait::until(&format!("{more} more reads"), READY_MAX, || {
+            match self.read.load(Ordering::Relaxed) {
+                now if now >= target => Ok(()),
+                now => Err(format!("{now} of {target}")),
+            }
+        });
+    }
+
+    fn finish(self) -> (usize, Vec<String>) {
+        self.stop.store(true, Ordering::Relaxed);
+        let failures = self
+            .threads
+            .into_iter()
+            .flat_map(|thread| thread.join().expect("a reader"));
+        let failures = failures.collect();
+        (self.read.load(Ordering::Relaxed), failures)
+    }
+}
+
+/// How many nodes Nginx knows.
+fn wait_upstreams(nginx: &str, count: usize) {
+    wait::until(&format!("nginx to know {count} nodes"), SEEN_MAX, || {
+        let servers = docker(&["exec", nginx, "cat", "/tmp/torc/servers.conf"]);
+        match servers.matches("server ").count() {
+            now if now == count => Ok(()),
+            _ => Err(servers),
+        }
+    });
+}
+
+fn a_node_is_killed_and_comes_back(stack: &Stack) {
+    put(stack, "/kv/default/read%2Fme", "value");
+    let readers = Readers::start(stack, "/kv/default/read%2Fme", "value");
+    let (nginx, node) = (stack.container("nginx"), stack.container("node-2"));
+    readers.wait(200);
+    // As if it had died: Compose itself would start again what is stopped by anything else.
+    docker(&["kill", &node]);
+    readers.wait(200);
+    wait_upstreams(&nginx, 2);
+    put(stack, "/kv/default/while-it-is-away", "value");
+    docker(&["start", &node]);
+    wait_upstreams(&nginx, 3);
+    readers.wait(200);
+    let (read, failures) = readers.finish();
+    assert!(
+        failures.is_empty(),
+        "{} of {read} GETs failed: {:?}",
+        failures.len(),
+        failures.first()
+    );
+    eprintln!("{read} GETs, none failed");
+    wait::until("the node to be healthy again", SEEN_MAX, || {
+        let state = docker(&["inspect", "--format", "{{.State.Health.Status}}", &node]);
+        if state.trim() == "healthy" {
+            Ok(())
+        } else {
+            Err(state)
+        }
+    });
+}
+
+/// The names of jobs of which every target answers.
+fn wait_scraped(stack: &Stack, jobs: &[(&str, usize)]) {
+    wait::until("prometheus to reach everything", SEEN_MAX, || {
+        let answer = http::send(
+            stack.prometheus,
+            &Request::get("/api/v1/targets?state=active"),
+            ANSWER_MAX,
+        )
+        .map_err(|error| error.to_string())?
+        .json();
+        let targets = answer["data"]["activeTargets"]
+            .as_array()
+            .ok_or("no targets")?;
+        for (job, count) in jobs {
+            let up = targets
+                .iter()
+                .filter(|target| target["labels"]["job"] == *job && target["health"] == "up");
+            let up = up.count();
+            if up != *count {
+                return Err(format!("{job}: {up} of {count} are up: {answer}"));
+            }
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn every_profile_is_valid() {
+    if !has_engine() {
+        return;
+    }
+    succeed(&mut Command::new(docker_folder().join("secrets.sh")));
+    for profile in ["core", "full", "offline"] {
+        let variables = format!("env/{profile}.env");
+        let arguments = [
+            "-f",
+            "compose.yaml",
+            "--env-file",
+            &variables,
+            "--profile",
+            profile,
+            "config",
+            "-q",
+        ];
+        let mut command = if Command::new("docker")
+            .args(["compose", "version"])
+            .output()
+            .is_ok_and(|o| o.status.success())
+        {
+            let mut command = Command::new("docker");
+            command.arg("compose");
+            command
+        } else {
+            Command::new("docker-compose")
+        };
+        succeed(command.current_dir(docker_folder()).args(arguments));
+    }
+}
+
+#[test]
+fn the_platform_gets_healthy_survives_a_node_and_leaves_nothing() {
+    if !has_engine() {
+        return;
+    }
+    let _alone = alone();
+    let mut stack = Stack::new();
+    let busy = load_per_core();
+    let said = stack.up("full");
+    let seconds = said
+        .lines()
+        .find_map(|line| {
+            line.strip_prefix("all healthy after ")?
+                .split(' ')
+                .next()?
+                .parse::<u64>()
+                .ok()
+        })
+        .unwrap_or_else(|| panic!("up.sh did not say how long it took: {said}"));
+    eprintln!("all healthy after {seconds} s; {busy:.1} processes a core wanted to run before");
+    // On a machine that is busy with other things the time says nothing about the platform.
+    assert!(
+        seconds <= HEALTHY_SECONDS_MAX || busy > 1.5,
+        "healthy only after {seconds} s: {said}"
+    );
+    check_containers(&stack);
+    wait_scraped(&stack, &[("torc", 3), ("rabbitmq", 3), ("prometheus", 1)]);
+    a_node_is_killed_and_comes_back(&stack);
+    stack.down();
+    assert_eq!(stack.left(), [""; 0]);
+}

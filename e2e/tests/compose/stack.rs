@@ -1,0 +1,200 @@
+//! The platform of `docker/compose.yaml`, started and ended by the scripts that `make up` and `make down` run.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::{env, fs, thread};
+
+use serde_json::Value;
+use torc_e2e::{binary, ports};
+
+/// A name of our own, so that nothing of a user's own platform is touched.
+const IMAGE: &str = "torc:e2e";
+
+pub(crate) fn docker_folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../docker")
+}
+
+/// Whether there is a Docker engine. Without one these tests cannot say anything: a failure where that must
+/// not pass unnoticed (`CI=true`), unless `TORC_WITHOUT_DOCKER=1` says that it is known.
+pub(crate) fn has_engine() -> bool {
+    let answer = Command::new("docker").arg("info").output();
+    let reason = match answer {
+        Ok(output) if output.status.success() => return true,
+        Ok(output) => String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+        Err(error) => error.to_string(),
+    };
+    let given_up = env::var("TORC_WITHOUT_DOCKER").is_ok_and(|value| value == "1");
+    let message = format!("NOT TESTED: Compose. No Docker engine answers ({reason}).");
+    assert!(
+        given_up || env::var_os("CI").is_none(),
+        "{message} TORC_WITHOUT_DOCKER=1 lets this pass."
+    );
+    eprintln!("{message}");
+    false
+}
+
+#[track_caller]
+pub(crate) fn succeed(command: &mut Command) -> String {
+    let output: Output = command
+        .output()
+        .unwrap_or_else(|error| panic!("run {command:?}: {error}"));
+    let out = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        output.status.success(),
+        "{command:?} ended with {}\n{out}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    out
+}
+
+#[track_caller]
+pub(crate) fn docker(arguments: &[&str]) -> String {
+    succeed(Command::new("docker").args(arguments))
+}
+
+pub(crate) struct Stack {
+    project: String,
+    pub(crate) http: SocketAddr,
+    pub(crate) prometheus: SocketAddr,
+    grafana: SocketAddr,
+    down: bool,
+}
+
+impl Stack {
+    pub(crate) fn new() -> Self {
+        Self {
+            project: format!("torc-e2e-{}", std::process::id()),
+            http: ports::free(),
+            prometheus: ports::free(),
+            grafana: ports::free(),
+            down: false,
+        }
+    }
+
+    fn script(&self, name: &str) -> Command {
+        let mut command = Command::new(docker_folder().join(name));
+        for (variable, _) in env::vars_os() {
+            if variable.to_string_lossy().starts_with("TORC_") {
+                command.env_remove(variable);
+            }
+        }
+        if let Some(cache) = env::var_os("TORC_CACHE_DIR") {
+            command.env("TORC_CACHE_DIR", cache);
+        }
+        command
+            .env("COMPOSE_PROJECT_NAME", &self.project)
+            .env("TORC_IMAGE", IMAGE)
+            .env("TORC_HTTP_PORT", self.http.port().to_string())
+            .env("TORC_PROMETHEUS_PORT", self.prometheus.port().to_string())
+            .env("TORC_GRAFANA_PORT", self.grafana.port().to_string())
+            // Two of these at a time, or one beside a user's own, must not want the same addresses.
+            .env("TORC_SIDE_NET", format!("172.31.{}", std::process::id() % 250));
+        command
+    }
+
+    /// `make up PROFILE=...`, with the tested binary and without asking a registry. Returns what it said.
+    #[track_caller]
+    pub(crate) fn up(&self, profile: &str) -> String {
+        let mut command = self.script("up.sh");
+        command
+            .arg(profile)
+            .env("TORC_OFFLINE", "1")
+            .env("TORC_BIN", binary::torc())
+            .env("TORC_HEALTHY_SECONDS_MAX", "900");
+        succeed(&mut command)
+    }
+
+    /// `make down DATA=1`.
+    #[track_caller]
+    pub(crate) fn down(&mut self) {
+        self.down = true;
+        succeed(self.script("down.sh").arg("--data"));
+    }
+
+    /// What is there of this project: containers, volumes, networks.
+    pub(crate) fn left(&self) -> Vec<String> {
+        let label = format!("label=com.docker.compose.project={}", self.project);
+        let lists: [&[&str]; 3] = [
+            &["ps", "-a", "--format", "container {{.Names}}"],
+            &["volume", "ls", "--format", "volume {{.Name}}"],
+            &["network", "ls", "--format", "network {{.Name}}"],
+        ];
+        lists
+            .iter()
+            .flat_map(|list| {
+                let text = docker(&[list, &["--filter", label.as_str()][..]].concat());
+                text.lines().map(str::to_owned).collect::<Vec<_>>()
+            })
+            .collect()
+    }
+
+    /// Name of the container of a service; both versions of Compose put a label on it.
+    pub(crate) fn container(&self, service: &str) -> String {
+        let project = format!("label=com.docker.compose.project={}", self.project);
+        let label = format!("label=com.docker.compose.service={service}");
+        let name = docker(&[
+            "ps",
+            "-a",
+            "--filter",
+            &project,
+            "--filter",
+            &label,
+            "--format",
+            "{{.Names}}",
+        ]);
+        assert_eq!(name.lines().count(), 1, "containers of {service}: {name:?}");
+        name.trim().to_owned()
+    }
+
+    /// `docker inspect` of every container.
+    pub(crate) fn inspect(&self) -> Vec<Value> {
+        let label = format!("label=com.docker.compose.project={}", self.project);
+        let ids = docker(&["ps", "-aq", "--filter", &label]);
+        let mut arguments = vec!["inspect"];
+        arguments.extend(ids.split_whitespace());
+        let all: Value = serde_json::from_str(&docker(&arguments)).expect("docker prints JSON");
+        all.as_array().expect("a list").clone()
+    }
+}
+
+impl Drop for Stack {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            for container in self
+                .left()
+                .iter()
+                .filter_map(|what| what.strip_prefix("container "))
+            {
+                let log = Command::new("docker")
+                    .args(["logs", "--tail", "15", container])
+                    .output();
+                let log = log
+                    .map(|log| [log.stdout, log.stderr].concat())
+                    .unwrap_or_default();
+                let state = Command::new("docker")
+                    .args(["inspect", "--format", "{{json .State}}", container])
+                    .output()
+                    .map(|output| output.stdout)
+                    .unwrap_or_default();
+                eprintln!(
+                    "---- {container}: {}{}",
+                    String::from_utf8_lossy(&state),
+                    String::from_utf8_lossy(&log)
+                );
+            }
+        }
+        if !self.down {
+            let ended = self.script("down.sh").arg("--data").output();
+            if !ended.is_ok_and(|output| output.status.success()) {
+                eprintln!("the platform {} could not be taken down", self.project);
+            }
+        }
+        // The layers below stay in the builder's cache.
+        let _ = Command::new("docker")
+            .args(["rmi", "--no-prune", IMAGE])
+            .output();
+        let _ = fs::remove_file(docker_folder().join("build/torc"));
+    }
+}

@@ -196,12 +196,16 @@ async fn the_ring_is_told_on_both_listeners_and_the_secret_on_none() {
         ("/ring/owners?bucket=B&key=k", 400),
         ("/buckets/absent", 404),
         ("/buckets/B", 400),
-        ("/repair", 404),
+        ("/nothing", 404),
         ("/kv/default/k", 404),
     ] {
         let answer = admin.ask("GET", target, &[], b"").await;
         assert_eq!(answer.status, status, "{target}");
         answer.problem();
+    }
+    for (method, status) in [("GET", 200), ("POST", 202), ("PUT", 405)] {
+        let answer = admin.ask(method, "/repair", &[], b"").await;
+        assert_eq!(answer.status, status, "{method} /repair");
     }
     let cluster = admin.ask("GET", "/cluster", &[], b"").await.json();
     assert_eq!(
@@ -227,6 +231,7 @@ async fn the_ring_is_told_on_both_listeners_and_the_secret_on_none() {
         "/kvs",
         "/ring/owners",
         "/metrics",
+        "/repair",
         "/cluster",
         "//",
         "/kv2/x",

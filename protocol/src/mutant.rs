@@ -5,7 +5,7 @@
 
 macro_rules! mutants {
     ($($(#[$doc:meta])* $name:ident = $number:literal,)*) => {
-        /// A deliberate bug. The numbers are those of the catalogue in `docs/testing.md`.
+        /// A deliberate bug. The numbers are those of the catalogue in `docs/simulator.md`.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
         pub enum Mutant {
             $($(#[$doc])* $name = $number,)*
@@ -22,6 +22,8 @@ macro_rules! mutants {
 mutants! {
     /// A replica acks before the commit.
     AckBeforeCommit = 1,
+    /// A replica answers with what is still on its way to disk.
+    ServesUncommitted = 2,
     /// A moving partition has one quorum of the owners of both rings together.
     UnionQuorum = 3,
     /// A moving partition is read from its target owners alone.
@@ -52,14 +54,23 @@ mutants! {
     BoundNotPersisted = 16,
     /// A retry under a new ring mints a new version.
     RetryRemints = 17,
+    /// The context of a write does not advance the clock.
+    ContextUnheard = 18,
     /// A read answers before its write-back is acknowledged.
     WriteBackNotAwaited = 25,
+    /// Reads compare versions alone.
+    DigestOfVersion = 26,
+    /// The store keeps, of two equal versions, the one that came first. (In the simulator's disk.)
+    TieByArrival = 27,
     /// A hint is removed when it is sent.
     HintRemovedBeforeAck = 28,
     /// An abort waits for the members of the target.
     AbortNeedsTarget = 36,
     /// A second ack of the same owner counts again.
     DuplicateAckCounts = 37,
+    /// The store keeps, of two versions of one millisecond, the one that came last. (In the simulator's
+    /// disk.)
+    MergeByMillisecond = 38,
     /// A write does not mark its leaf.
     LeafForgotten = 39,
     /// A hint beyond the bound is dropped without a word.
@@ -84,4 +95,8 @@ mutants! {
     SupersededUntold = 54,
     /// A read is content with one answer fewer than it requires.
     ReadQuorumShort = 55,
+    /// A late answer to a round of a decided version is blamed on its sender.
+    LatePromiseBlamed = 56,
+    /// A shard says that it has drained while writes of the older ring are on their way to disk.
+    DrainSkipped = 57,
 }

@@ -40,6 +40,9 @@ pub(crate) struct Replica {
     newest: Vec<Hlc>,
     watches: BTreeMap<RecordKey, Vec<Watch>>,
     watch_count: usize,
+    /// What a deliberate bug answers too early.
+    #[cfg(feature = "mutants")]
+    early: BTreeMap<RecordKey, Record>,
 }
 
 /// Who is to be answered.
@@ -104,6 +107,8 @@ impl Replica {
             newest: vec![horizon.max(core.settings.durable_bound); SLOTS],
             watches: BTreeMap::new(),
             watch_count: 0,
+            #[cfg(feature = "mutants")]
+            early: BTreeMap::new(),
         }
     }
 
@@ -149,6 +154,18 @@ impl Replica {
                 self.write(core, from, why);
             }
             RequestKind::Read { key, digest_only } => {
+                #[cfg(feature = "mutants")]
+                if let Some(record) = self.early.get(&key) {
+                    let digest = Some(record.digest());
+                    let kind = if digest_only {
+                        ReplyKind::Digest { digest }
+                    } else {
+                        let record = Some(record.clone());
+                        ReplyKind::Full { record }
+                    };
+                    accept(core, &from, name, kind);
+                    return;
+                }
                 let id = core.read(Query::Record(key));
                 self.reads.insert(
                     id,
@@ -234,6 +251,10 @@ impl Replica {
     ) {
         let sync = if fsync { Sync::Fsync } else { Sync::Policy };
         let digest = record.digest();
+        #[cfg(feature = "mutants")]
+        if core.has(Mutant::ServesUncommitted) {
+            self.early.insert(key.clone(), record.clone());
+        }
         if core.has(Mutant::AckBeforeCommit) {
             accept(
                 core,
@@ -363,6 +384,8 @@ impl Replica {
             return false;
         };
         trees::wrote(core, &commit.key);
+        #[cfg(feature = "mutants")]
+        self.early.remove(&commit.key);
         let name = purpose_name(commit.purpose);
         match result {
             Ok(()) => {

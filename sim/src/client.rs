@@ -14,7 +14,7 @@ use torc_protocol::version::{Digest, Version};
 use torc_ring::{NodeId, PartitionId, Quorum, ReadRepair};
 
 use crate::check::order::{self, Floor, Part};
-use crate::check::{Invariant, Violation};
+use crate::check::{Invariant, Violation, causal};
 use crate::place::{Placed, Set};
 use crate::plan::Plan;
 use crate::world::{BUCKET, Ev, Fate, Node, Place, World, key_bytes, number_of_bytes};
@@ -26,6 +26,12 @@ const GRACE: u64 = 400 * MS;
 #[derive(Debug, Default)]
 pub(crate) struct Clients {
     issued: u64,
+    /// Requests handed to shards.
+    pub(crate) asked: u64,
+    /// Requests that shards have reported as over.
+    pub(crate) reported: u64,
+    /// Requests whose node ended before it answered.
+    pub(crate) lost: u64,
     waiting: BTreeMap<RequestId, Op>,
     next: u64,
     /// By key: what completed operations have shown.
@@ -61,6 +67,7 @@ enum What {
         key: u64,
         w: Quorum,
         sloppy: bool,
+        context: Option<Version>,
     },
     Read {
         key: u64,
@@ -76,6 +83,11 @@ impl Clients {
     /// Whether every operation has been asked for and answered.
     pub(crate) fn finished(&self, plan: &Plan) -> bool {
         self.issued >= plan.ops && self.waiting.is_empty()
+    }
+
+    /// Operations begun by clients.
+    pub(crate) fn issued(&self) -> u64 {
+        self.issued
     }
 
     pub(crate) fn is_waiting(&self, id: RequestId) -> bool {
@@ -177,7 +189,9 @@ impl World {
         }
         let sloppy = self.plan.sloppy && self.rng.chance(500);
         let context = if self.rng.chance(200) {
-            self.stored_digest(node, key).map(|d| d.version)
+            // What its author saw was read anywhere.
+            let seen_at = self.rng.below(self.nodes.len() as u64) as usize;
+            self.stored_digest(seen_at, key).map(|d| d.version)
         } else {
             None
         };
@@ -198,6 +212,7 @@ impl World {
                 key,
                 w,
                 sloppy,
+                context,
             },
         );
     }
@@ -256,6 +271,7 @@ impl World {
                 key,
                 w: quorum,
                 sloppy: false,
+                context: None,
             },
         )
     }
@@ -299,6 +315,7 @@ impl World {
             floors,
         };
         self.clients.waiting.insert(id, waiting);
+        self.clients.asked += 1;
         let request = ClientRequest {
             deadline: Mono(deadline),
             trace: Bytes::new(),
@@ -319,6 +336,7 @@ impl World {
             .map(|(&id, _)| id)
             .collect();
         for id in lost {
+            self.clients.lost += 1;
             if let Some(Op {
                 client: Some(client),
                 ..
@@ -410,12 +428,15 @@ impl World {
             key,
             w,
             sloppy,
+            context,
         } = op.what
         else {
             return;
         };
         let seen = self.mint.seen(key, digest, Some(write));
         self.check(seen);
+        let later = causal::write(context, digest.version);
+        self.check(later);
         if superseded {
             self.count("rare: superseded write");
         }
@@ -533,7 +554,15 @@ impl World {
         let sets = placed.sets(&record_key);
         let floor = op.floors.get(&key).cloned().unwrap_or_default();
         let result = order::read(&floor, &parts(&sets, r), digest.map(|d| d.version));
-        self.check(result);
+        // What clients never saw wrongly, but is not there in the end, is lost.
+        self.check(result.map_err(|violation| Violation {
+            invariant: if op.client.is_none() {
+                Invariant::Readable
+            } else {
+                violation.invariant
+            },
+            ..violation
+        }));
         let Some(digest) = digest else { return };
         let mut on = Vec::new();
         for set in &sets {

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use torc_protocol::cluster_io::CLUSTER_BOUND;
 use torc_protocol::hlc::Hlc;
 use torc_protocol::message::RecordKey;
+use torc_protocol::mutant::Mutant;
 use torc_protocol::record::Record;
 use torc_protocol::store::{
     Batch, CommitId, Found, Hint, HintKey, HintTotal, Query, StateKey, StoreError, Sync, Write,
@@ -55,10 +56,13 @@ pub(crate) struct Disk {
     queue: VecDeque<Commit>,
     group: Vec<Commit>,
     pub(crate) full: bool,
+    /// Keys with even tokens, or those with odd ones, cannot be read any more.
+    pub(crate) rotten: Option<u64>,
+    mutant: Option<Mutant>,
 }
 
 impl Disk {
-    pub(crate) fn new(fsync: bool) -> Self {
+    pub(crate) fn new(fsync: bool, mutant: Option<Mutant>) -> Self {
         Self {
             fsync,
             visible: Store::default(),
@@ -67,6 +71,8 @@ impl Disk {
             queue: VecDeque::new(),
             group: Vec::new(),
             full: false,
+            rotten: None,
+            mutant,
         }
     }
 
@@ -115,7 +121,7 @@ impl Disk {
                 if !self.fsync {
                     self.unsynced.push(write.clone());
                 }
-                self.visible.apply(write);
+                self.visible.apply(write, self.mutant);
             }
             done.outcomes.push((shard, id, Ok(())));
         }
@@ -125,15 +131,40 @@ impl Disk {
         done
     }
 
+    /// Puts a record in the place of another, past all merges.
+    pub(crate) fn replace(&mut self, key: &RecordKey, record: &Record) {
+        for store in [&mut self.visible, &mut self.durable] {
+            if store.records.contains_key(key) {
+                store.records.insert(key.clone(), record.clone());
+            }
+        }
+    }
+
+    /// Whether an answer to this has to touch what cannot be read any more.
+    pub(crate) fn is_rotten(&self, query: &Query) -> bool {
+        let bad = |token: Token| self.rotten.is_some_and(|parity| token.0 & 1 == parity);
+        match query {
+            Query::Record(key) => bad(key.token),
+            Query::Keys { keys, .. } => keys.iter().any(|key| bad(key.token)),
+            Query::Records { first, last, .. }
+            | Query::Digests { first, last, .. }
+            | Query::Page { first, last, .. } => {
+                let mut keys = self.visible.records.keys();
+                keys.any(|key| (*first..=*last).contains(&key.token) && bad(key.token))
+            }
+            Query::Hints { .. } => false,
+        }
+    }
+
     /// Puts something there before the node's first life.
     pub(crate) fn plant(&mut self, write: Write) {
-        self.durable.apply(write.clone());
-        self.visible.apply(write);
+        self.durable.apply(write.clone(), self.mutant);
+        self.visible.apply(write, self.mutant);
     }
 
     /// What the disk holds now, as an image of it would.
     pub(crate) fn image(&self) -> Self {
-        let mut image = Self::new(self.fsync);
+        let mut image = Self::new(self.fsync, self.mutant);
         image.visible = self.durable().clone();
         image.durable.clone_from(&self.durable);
         image
@@ -142,7 +173,7 @@ impl Disk {
     /// Everything visible becomes durable.
     pub(crate) fn sync(&mut self) {
         for write in std::mem::take(&mut self.unsynced) {
-            self.durable.apply(write);
+            self.durable.apply(write, self.mutant);
         }
     }
 
@@ -164,16 +195,27 @@ impl Disk {
         }
         if self.fsync {
             for write in tail {
-                self.visible.apply(write);
+                self.visible.apply(write, self.mutant);
             }
         } else {
             let kept = rng.below(tail.len() as u64 + 1) as usize;
             for write in tail.into_iter().take(kept) {
-                self.durable.apply(write);
+                self.durable.apply(write, self.mutant);
             }
             self.visible = self.durable.clone();
         }
     }
+}
+
+/// Deliberate bug 27 of the store's merge: of two equal versions the first one stays.
+fn keeps_wrongly(mutant: Option<Mutant>, old: &Record, new: &Record) -> bool {
+    mutant == Some(Mutant::TieByArrival) && old.version() == new.version()
+}
+
+/// Deliberate bug 38 of the store's merge: within a millisecond the last one stays.
+fn takes_wrongly(mutant: Option<Mutant>, old: &Record, new: &Record) -> bool {
+    let millis = |record: &Record| record.version().hlc.micros() / 1_000;
+    mutant == Some(Mutant::MergeByMillisecond) && millis(old) == millis(new)
 }
 
 /// A full disk keeps room for the protocol's own state and for deletions.
@@ -182,10 +224,12 @@ fn needs_room(write: &Write) -> bool {
 }
 
 impl Store {
-    pub(crate) fn apply(&mut self, write: Write) {
+    pub(crate) fn apply(&mut self, write: Write, mutant: Option<Mutant>) {
         match write {
             Write::Merge { key, record } => {
                 let merged = match self.records.remove(&key) {
+                    Some(old) if keeps_wrongly(mutant, &old, &record) => old,
+                    Some(old) if takes_wrongly(mutant, &old, &record) => record,
                     Some(old) => old.clone().merge(record).unwrap_or(old),
                     None => record,
                 };

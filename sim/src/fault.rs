@@ -1,8 +1,9 @@
 //! What goes wrong, and when it ends.
 
+use torc_protocol::record::{Kind, Parts, Record};
 use torc_protocol::time::{MS, SECOND};
 
-use crate::world::{Ev, Fate, Mend, World};
+use crate::world::{EPOCH, Ev, Fate, Mend, World};
 
 impl World {
     /// One fault of the kinds that this run has, and the time of the next. A new kind gets a weight in
@@ -19,6 +20,9 @@ impl World {
             faults.freezes,
             faults.wipes,
             faults.images,
+            faults.rot,
+            faults.lags,
+            faults.twins,
         ];
         let total: u64 = weights.iter().sum();
         let after = self.rng.tailed(faults.every);
@@ -30,6 +34,13 @@ impl World {
                 kind += 1;
             }
             let node = self.rng.below(self.nodes.len() as u64) as usize;
+            let number = self.next_fault;
+            self.next_fault += 1;
+            if self.plan.skip.contains(&number) {
+                self.schedule(after, Ev::Fault);
+                return;
+            }
+            self.note(format_args!("fault {number}"));
             match kind {
                 0 => self.cut(node),
                 1 => self.crash_some(node),
@@ -39,7 +50,10 @@ impl World {
                 5 => self.new_configs(node),
                 6 => self.freeze_and_leave(node),
                 7 => self.lose_data(node),
-                _ => self.set_back(node),
+                8 => self.set_back(node),
+                9 => self.rot(node),
+                10 => self.slow_link(node),
+                _ => self.twin(node),
             }
         }
         self.schedule(after, Ev::Fault);
@@ -92,6 +106,10 @@ impl World {
                 self.crash(victim);
                 let down = self.rng.tailed(200 * MS);
                 self.schedule(down, Ev::Restart { node: victim });
+                // Clocks are set while a machine starts.
+                if self.faults.jumps > 0 && self.rng.chance(300) {
+                    self.jump(victim);
+                }
             }
         }
     }
@@ -128,6 +146,7 @@ impl World {
         is_member
             && all_know
             && self.nodes[node].fate == Fate::Stays
+            && self.nodes[node].disk.rotten.is_none()
             && self.lost_members() < self.plan.losses_max(members)
     }
 
@@ -136,6 +155,11 @@ impl World {
         if !self.may_lose(node) {
             return;
         }
+        self.replace(node);
+    }
+
+    /// A node's data is gone, and it comes back as a new one.
+    fn replace(&mut self, node: usize) {
         self.count("fault: data lost");
         if self.nodes[node].is_up() {
             self.crash(node);
@@ -173,6 +197,83 @@ impl World {
         self.schedule(down, Ev::Restart { node });
     }
 
+    /// Some of a node's keys cannot be read any more; after a while somebody replaces the node.
+    fn rot(&mut self, node: usize) {
+        if !self.may_lose(node) {
+            return;
+        }
+        self.count("fault: disk corrupt");
+        let parity = self.rng.below(2);
+        self.nodes[node].disk.rotten = Some(parity);
+        self.note(format_args!(
+            "n{node} cannot read half of its keys any more"
+        ));
+        let span = self.rng.tailed(500 * MS);
+        self.schedule(span, Ev::Mend(Mend::Rot(node)));
+    }
+
+    pub(crate) fn replace_rotten(&mut self, node: usize) {
+        if self.nodes[node].disk.rotten.is_some() {
+            self.replace(node);
+        }
+    }
+
+    /// Makes a link slow, in one direction.
+    fn slow_link(&mut self, node: usize) {
+        let other = self.rng.below(self.nodes.len() as u64) as usize;
+        if other == node {
+            return;
+        }
+        self.count("fault: slow link");
+        let lag = self.rng.between(5 * MS, 500 * MS);
+        self.lags.insert((node, other), lag);
+        self.note(format_args!("n{node} reaches n{other} {lag} later"));
+        let span = self.rng.tailed(500 * MS);
+        self.schedule(span, Ev::Mend(Mend::Lag(node, other)));
+    }
+
+    /// One node holds another value under the same version: no rule can make that, only a fault.
+    fn twin(&mut self, node: usize) {
+        let key = self.rng.below(self.plan.keys);
+        let key = self.record_key(key);
+        let Some(old) = self.nodes[node].disk.visible.records.get(&key) else {
+            return;
+        };
+        if old.kind() != Kind::Value {
+            return;
+        }
+        let mut value = old.value_bytes().to_vec();
+        value.push(9);
+        let twin = Record::value(Parts {
+            version: old.version(),
+            expiry: old.expiry(),
+            content_type: old.content_type(),
+            value: &value,
+        });
+        // The lesser one would lose against what is stored already.
+        if twin.digest() > old.digest() {
+            self.count("fault: equal versions");
+            self.mint.twin(twin.version());
+            self.nodes[node].disk.replace(&key, &twin);
+        }
+    }
+
+    /// Clocks of this run are fast or slow.
+    pub(crate) fn set_rates(&mut self) {
+        let most = self.plan.faults.drift_ppm;
+        for node in 0..self.nodes.len() {
+            let rate = self.rng.between(0, 2 * most);
+            self.nodes[node].rate =
+                i64::try_from(rate).unwrap_or(0) - i64::try_from(most).unwrap_or(0);
+        }
+    }
+
+    /// How far the fastest clock is ahead by now, in microseconds.
+    pub(crate) fn drifted_max(&self) -> u64 {
+        let ahead = |at: usize| (self.clock(at).wall.0).saturating_sub(EPOCH + self.now);
+        (0..self.nodes.len()).map(ahead).max().unwrap_or(0)
+    }
+
     pub(crate) fn mend(&mut self, mend: Mend) {
         match mend {
             Mend::Cut(a, b) => {
@@ -181,6 +282,10 @@ impl World {
             }
             Mend::Full(node) => self.nodes[node].disk.full = false,
             Mend::Clock(node) => self.nodes[node].offset = 0,
+            Mend::Lag(a, b) => {
+                self.lags.remove(&(a, b));
+            }
+            Mend::Rot(node) => self.replace_rotten(node),
         }
     }
 }

@@ -11,6 +11,7 @@ mod disk;
 mod fault;
 mod finish;
 mod gossip;
+pub mod minimise;
 pub mod mutants;
 mod operator;
 mod place;

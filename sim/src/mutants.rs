@@ -9,7 +9,7 @@ use crate::check::Invariant;
 pub fn broken(mutant: Mutant) -> &'static [Invariant] {
     use Invariant as I;
     match mutant {
-        Mutant::AckBeforeCommit => &[I::Durable],
+        Mutant::AckBeforeCommit | Mutant::ServesUncommitted => &[I::Durable],
         Mutant::BoundNotPersisted | Mutant::RetryRemints => &[I::Mint],
         Mutant::WriteBackNotAwaited | Mutant::ReadQuorumShort => &[I::Durable, I::Order],
         Mutant::HintRemovedBeforeAck | Mutant::HintForgotten => {
@@ -17,12 +17,20 @@ pub fn broken(mutant: Mutant) -> &'static [Invariant] {
         }
         Mutant::DuplicateAckCounts => &[I::Durable, I::OneRing],
         Mutant::HintDroppedSilently => &[I::Books, I::Converge],
-        Mutant::AcksKeptAcrossRings => &[I::OneRing],
+        Mutant::AcksKeptAcrossRings
+        | Mutant::ServesAcrossRings
+        | Mutant::DrainSkipped
+        | Mutant::AppliedUndrained => &[I::OneRing],
         Mutant::VoteBeforeDurable
         | Mutant::AcceptedIgnored
         | Mutant::VoteBeforeStartCheck
-        | Mutant::ProposalOnUndecided => &[I::Agreed],
+        | Mutant::LatePromiseBlamed => &[I::Agreed],
+        Mutant::ProposalOnUndecided => &[I::Agreed, I::Progress],
         Mutant::BallotReused => &[I::Agreed, I::Mint],
+        Mutant::ContextUnheard => &[I::Causal],
+        Mutant::DigestOfVersion => &[I::Converge, I::Durable],
+        // Reads notice that replicas disagree before the end does.
+        Mutant::TieByArrival | Mutant::MergeByMillisecond => &[I::Converge, I::Order, I::Durable],
         Mutant::DoubtForgotten => &[I::Genuine],
         Mutant::SupersededUntold => &[I::Order],
         Mutant::LeafForgotten => &[I::Converge],
@@ -35,8 +43,6 @@ pub fn broken(mutant: Mutant) -> &'static [Invariant] {
         | Mutant::StaleCompletion
         | Mutant::CleanedEarly
         | Mutant::LeftoversKept
-        | Mutant::AppliedUndrained
-        | Mutant::ServesAcrossRings
         | Mutant::AcceptorsFromTarget
         | Mutant::AbortNeedsTarget
         | Mutant::VersionSkipped

@@ -38,7 +38,7 @@ impl World {
     pub(crate) fn new_configs(&mut self, node: usize) {
         self.new_config(node);
         for other in 0..self.nodes.len() {
-            if other != node && self.rng.chance(300) {
+            if other != node && self.rng.chance(500) {
                 self.new_config(other);
             }
         }

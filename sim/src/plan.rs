@@ -3,6 +3,8 @@
 //! Each run has only some of the kinds of faults, at its own rates: rare mixes are found sooner that way
 //! (Groce et al., "Swarm Testing", 2012).
 
+use std::collections::BTreeSet;
+
 use torc_protocol::mutant::Mutant;
 use torc_protocol::time::{MS, SECOND};
 use torc_ring::{Quorum, ReadRepair};
@@ -62,9 +64,52 @@ pub struct Plan {
     pub faults: Faults,
     /// Whether owners compare their copies.
     pub antientropy: bool,
-    /// A deliberate bug in all shards.
+    /// A deliberate bug in all nodes.
     pub mutant: Option<Mutant>,
+    /// Tells runs of the same plan apart.
+    pub run: u64,
+    /// Faults that are left out, by their number in the run.
+    pub skip: BTreeSet<u64>,
 }
+
+/// Numbers of a plan that can be set by name; those from `loss` on are rates of faults, 0 for none.
+pub const NAMES: [&str; 31] = [
+    "nodes",
+    "ops",
+    "run",
+    "keys",
+    "clients",
+    "think",
+    "reads",
+    "writes",
+    "deletes",
+    "watches",
+    "lists",
+    "every",
+    "loss",
+    "duplicates",
+    "slow",
+    "read_errors",
+    "lies",
+    "cuts",
+    "crashes",
+    "pauses",
+    "full",
+    "jumps",
+    "configs",
+    "freezes",
+    "wipes",
+    "images",
+    "refusals",
+    "rot",
+    "lags",
+    "twins",
+    "drift_ppm",
+];
+
+/// Nothing in a plan is called so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoSuchName;
 
 /// How the nodes of a run become a cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,6 +157,14 @@ pub struct Faults {
     pub images: u64,
     /// Commits that are refused as if even the reserve were gone, permille.
     pub refusals: u64,
+    /// Weight of disks that go bad: some keys cannot be read any more, until the node is replaced.
+    pub rot: u64,
+    /// Weight of slow links, one-way.
+    pub lags: u64,
+    /// Weight of records with an equal version and another value, which nothing can make but a fault.
+    pub twins: u64,
+    /// How fast or slow clocks may be, in millionths.
+    pub drift_ppm: u64,
 }
 
 impl Plan {
@@ -139,7 +192,8 @@ impl Plan {
         let default = formation == Formation::Bootstrapped;
         let (n, r, w) = if default { (3, 2, 2) } else { (n, r, w) };
         let fsync = !rng.chance(250);
-        Self {
+        let gentle = rng.chance(200);
+        let mut plan = Self {
             seed,
             ops,
             nodes,
@@ -183,7 +237,72 @@ impl Plan {
             faults: Faults::draw(rng),
             antientropy: rng.chance(500),
             mutant: None,
+            run: 0,
+            skip: BTreeSet::new(),
+        };
+        if gentle {
+            plan.faults.spare_hints();
         }
+        if rng.chance(60) {
+            plan.storm();
+        }
+        plan
+    }
+
+    /// Ring versions change under many writes that are on their way for long, and that replicas then
+    /// cannot look up.
+    fn storm(&mut self) {
+        (self.clients, self.think, self.keys) = (12, 0, 5);
+        let faults = &mut self.faults;
+        (faults.every, faults.configs, faults.lags) = (50 * MS, 10, 3);
+        (faults.slow, faults.read_errors, faults.duplicates) = (200, 200, 0);
+    }
+
+    /// Sets one number by its name: those of [`NAMES`].
+    ///
+    /// # Errors
+    /// When there is no such name.
+    pub fn set(&mut self, name: &str, value: u64) -> Result<(), NoSuchName> {
+        let faults = &mut self.faults;
+        let place = match name {
+            "nodes" => {
+                self.nodes = (value as usize).max(1);
+                return Ok(());
+            }
+            "ops" => &mut self.ops,
+            "run" => &mut self.run,
+            "keys" => &mut self.keys,
+            "clients" => &mut self.clients,
+            "think" => &mut self.think,
+            "reads" => &mut self.mix[0],
+            "writes" => &mut self.mix[1],
+            "deletes" => &mut self.mix[2],
+            "watches" => &mut self.mix[3],
+            "lists" => &mut self.mix[4],
+            "every" => &mut faults.every,
+            "loss" => &mut faults.loss,
+            "duplicates" => &mut faults.duplicates,
+            "slow" => &mut faults.slow,
+            "read_errors" => &mut faults.read_errors,
+            "lies" => &mut faults.lies,
+            "cuts" => &mut faults.cuts,
+            "crashes" => &mut faults.crashes,
+            "pauses" => &mut faults.pauses,
+            "full" => &mut faults.full,
+            "jumps" => &mut faults.jumps,
+            "configs" => &mut faults.configs,
+            "freezes" => &mut faults.freezes,
+            "wipes" => &mut faults.wipes,
+            "images" => &mut faults.images,
+            "refusals" => &mut faults.refusals,
+            "rot" => &mut faults.rot,
+            "lags" => &mut faults.lags,
+            "twins" => &mut faults.twins,
+            "drift_ppm" => &mut faults.drift_ppm,
+            _ => return Err(NoSuchName),
+        };
+        *place = value;
+        Ok(())
     }
 
     /// Members whose data may be lost for good without the loss of anything that was acknowledged by a
@@ -197,12 +316,13 @@ impl Plan {
     /// Whether data that was reported committed may be gone later.
     #[must_use]
     pub fn forgets(&self) -> bool {
-        !self.fsync && self.faults.crashes > 0
+        !self.fsync && self.faults.end_lives()
     }
 }
 
 impl Faults {
     fn draw(rng: &mut Rng) -> Self {
+        let rare = rng.chance(150);
         let mut some = |choices: &[u64]| {
             if rng.chance(400) {
                 rng.pick(choices)
@@ -212,27 +332,37 @@ impl Faults {
         };
         Self {
             loss: some(&[1, 10, 50, 200]),
-            duplicates: some(&[1, 10, 100]),
+            duplicates: some(&[0, 1, 10, 100]),
             slow: some(&[5, 50, 200]),
-            read_errors: some(&[1, 20]),
+            read_errors: some(&[1, 20, 200]),
             lies: some(&[10, 100, 300]),
             cuts: some(&[1, 3]),
             crashes: some(&[1, 3]),
             pauses: some(&[1, 3]),
             full: some(&[1, 2]),
             jumps: some(&[1, 2]),
-            configs: some(&[1, 3]),
+            configs: some(&[1, 3, 10]),
             freezes: some(&[1]),
             wipes: some(&[1]),
             images: some(&[1]),
             refusals: some(&[1, 10]),
+            rot: some(&[1]),
+            lags: some(&[1, 3]),
+            twins: u64::from(rare),
+            drift_ppm: some(&[50, 500, 20_000]),
             every: rng.pick(&[50 * MS, 300 * MS, SECOND, 4 * SECOND]),
         }
     }
 
+    /// Without anything that excuses a missing hint.
+    fn spare_hints(&mut self) {
+        (self.crashes, self.wipes, self.images, self.rot) = (0, 0, 0, 0);
+        (self.full, self.refusals) = (0, 0);
+    }
+
     /// Whether lives of nodes end without a warning.
     pub(crate) fn end_lives(&self) -> bool {
-        self.crashes > 0 || self.wipes > 0 || self.images > 0
+        self.crashes > 0 || self.wipes > 0 || self.images > 0 || self.rot > 0
     }
 
     /// The same without anything that goes wrong by itself.

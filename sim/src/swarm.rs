@@ -3,8 +3,6 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use torc_protocol::mutant::Mutant;
-
 use crate::{Counts, Outcome, Plan, run};
 
 /// What many runs came to.
@@ -35,16 +33,43 @@ impl Summary {
                 .push((seed, format!("at {at} us: {violation}")));
         }
     }
+
+    fn sum(&self, prefix: &str) -> u64 {
+        let named = self
+            .counts
+            .iter()
+            .filter(|(name, _)| name.starts_with(prefix));
+        named.map(|(_, count)| count).sum()
+    }
+
+    /// Operations of clients, whatever came of them.
+    #[must_use]
+    pub fn operations(&self) -> u64 {
+        self.sum("op: ")
+    }
+
+    /// Faults of all kinds.
+    #[must_use]
+    pub fn faults(&self) -> u64 {
+        self.sum("fault: ")
+    }
+
+    /// The share of seeds that reached that count, in percent.
+    #[must_use]
+    pub fn percent(&self, name: &str) -> f64 {
+        let reached = self.reached.get(name).copied().unwrap_or(0);
+        100.0 * reached as f64 / self.runs.max(1) as f64
+    }
 }
 
-/// Runs all seeds of `seeds` with `ops` operations each, on `threads` threads; stops early after
-/// `failures_max` failures. `tell` hears of each run as it ends.
+/// Runs all seeds of `seeds` as `plan` says, on `threads` threads; stops early after `failures_max`
+/// failures. `tell` hears of each run as it ends.
 #[must_use]
 pub fn swarm(
     seeds: std::ops::Range<u64>,
-    ops: u64,
-    (threads, failures_max, mutant): (usize, usize, Option<Mutant>),
-    tell: impl Fn(u64, &Outcome) + Sync,
+    plan: impl Fn(u64) -> Plan + Sync,
+    (threads, failures_max): (usize, usize),
+    tell: impl Fn(u64, &Plan, Outcome) + Sync,
 ) -> Summary {
     let next = AtomicU64::new(seeds.start);
     let stop = AtomicBool::new(false);
@@ -55,21 +80,17 @@ pub fn swarm(
             if seed >= seeds.end {
                 return;
             }
-            let outcome = run(
-                &Plan {
-                    mutant,
-                    ..Plan::draw(seed, ops)
-                },
-                false,
-            );
-            tell(seed, &outcome);
-            let mut summary = summary
+            let plan = plan(seed);
+            let outcome = run(&plan, false);
+            let mut so_far = summary
                 .lock()
                 .unwrap_or_else(std::sync::PoisonError::into_inner);
-            summary.add(seed, &outcome);
-            if summary.failures.len() >= failures_max {
+            so_far.add(seed, &outcome);
+            if so_far.failures.len() >= failures_max {
                 stop.store(true, Ordering::Relaxed);
             }
+            drop(so_far);
+            tell(seed, &plan, outcome);
         }
     };
     // The worlds know no threads; each of these runs whole worlds of its own.

@@ -13,6 +13,7 @@ use torc_protocol::time::{MS, SECOND};
 use torc_ring::{BucketId, Config, NodeId, Token};
 
 use crate::check::agreed::Agreed;
+use crate::check::exchanges::Exchanges;
 use crate::check::mint::Mint;
 use crate::check::rounds::Rounds;
 use crate::check::{Invariant, Violation};
@@ -21,7 +22,7 @@ use crate::place::{Placed, Places};
 use crate::plan::{Faults, Plan};
 use crate::rng::Rng;
 
-pub(crate) use self::node::{Fate, Node, Place};
+pub(crate) use self::node::{EPOCH, Fate, Node, Place};
 use torc_protocol::message::RecordKey;
 
 mod cluster;
@@ -54,6 +55,10 @@ pub struct Outcome {
     pub counts: Counts,
     /// Virtual time of the run in microseconds.
     pub micros: u64,
+    /// Operations that were begun.
+    pub issued: u64,
+    /// Faults that were drawn.
+    pub faults: u64,
     /// What happened, if that was asked for.
     pub trace: VecDeque<String>,
 }
@@ -84,6 +89,8 @@ pub fn run(plan: &Plan, trace: bool) -> Outcome {
         hash: world.hash,
         counts: world.counts,
         micros: world.now,
+        issued: world.clients.issued(),
+        faults: world.next_fault,
         trace: world.trace,
     }
 }
@@ -145,6 +152,8 @@ pub(crate) enum Mend {
     Cut(usize, usize),
     Full(usize),
     Clock(usize),
+    Lag(usize, usize),
+    Rot(usize),
 }
 
 pub(crate) struct World {
@@ -160,10 +169,15 @@ pub(crate) struct World {
     token_seed: u64,
     places: Places,
     pub(crate) cuts: BTreeSet<(usize, usize)>,
+    /// Links that are slow, and by how much.
+    pub(crate) lags: BTreeMap<(usize, usize), u64>,
+    /// Number of the next fault.
+    pub(crate) next_fault: u64,
     pub(crate) clients: Clients,
     pub(crate) agreed: Agreed,
     pub(crate) mint: Mint,
     pub(crate) rounds: Rounds,
+    pub(crate) exchanges: Exchanges,
     pub(crate) counts: Counts,
     pub(crate) violation: Option<(u64, Violation)>,
     /// Something has happened that is outside the fault model: what follows says nothing.
@@ -178,7 +192,8 @@ pub(crate) struct World {
 
 impl World {
     fn new(plan: &Plan, tracing: bool) -> Self {
-        let mut rng = Rng::new(plan.seed.wrapping_mul(0x2545_f491_4f6c_dd1d) ^ 1);
+        let run = plan.run.wrapping_mul(0x9e37_79b9);
+        let mut rng = Rng::new(plan.seed.wrapping_mul(0x2545_f491_4f6c_dd1d) ^ 1 ^ run);
         let zones = rng.between(1, 3);
         let nodes = (0..plan.nodes).map(|at| Node::new(at, zones, plan));
         let mut world = Self {
@@ -192,10 +207,13 @@ impl World {
             nodes: nodes.collect(),
             places: Places::default(),
             cuts: BTreeSet::new(),
+            lags: BTreeMap::new(),
+            next_fault: 0,
             clients: Clients::default(),
             agreed: Agreed::default(),
             mint: Mint::default(),
             rounds: Rounds::default(),
+            exchanges: Exchanges::default(),
             counts: Counts::new(),
             violation: None,
             void: false,
@@ -206,6 +224,7 @@ impl World {
             events: 0,
         };
         world.prepare_disks();
+        world.set_rates();
         for node in 0..plan.nodes {
             world.schedule(0, Ev::Restart { node });
             world.schedule(100 * MS, Ev::Gossip { node });

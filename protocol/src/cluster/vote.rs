@@ -306,7 +306,7 @@ impl Cluster {
         let is_mine = self
             .round(version)
             .is_some_and(|round| round.ballot() == ballot);
-        if !is_mine {
+        if !is_mine && !self.has(Mutant::LatePromiseBlamed) {
             return;
         }
         let told = match accepted {

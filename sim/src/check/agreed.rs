@@ -36,6 +36,12 @@ impl Agreed {
         }
     }
 
+    /// The config decided under that version.
+    #[must_use]
+    pub fn at(&self, version: u64) -> Option<&Arc<Config>> {
+        self.decided.get(&ConfigVersion(version))
+    }
+
     /// The newest decided config.
     #[must_use]
     pub fn latest(&self) -> Option<&Arc<Config>> {

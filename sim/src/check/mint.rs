@@ -1,6 +1,6 @@
 //! I7: no version is minted twice, and a write keeps the version that it got.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use torc_protocol::version::{Digest, Version};
 
@@ -11,6 +11,8 @@ use super::{Invariant, Violation};
 pub struct Mint {
     digests: BTreeMap<Version, (u64, u64)>,
     writes: BTreeMap<u64, Version>,
+    /// Versions of which a fault has made a second one.
+    twins: BTreeSet<Version>,
 }
 
 impl Mint {
@@ -24,7 +26,8 @@ impl Mint {
             .digests
             .entry(digest.version)
             .or_insert((key, digest.hash));
-        if known != (key, digest.hash) {
+        let twin = known.0 == key && self.twins.contains(&digest.version);
+        if known != (key, digest.hash) && !twin {
             let what = format!(
                 "version {} was minted twice: for key {} and key {key}",
                 digest.version, known.0
@@ -42,6 +45,11 @@ impl Mint {
             }
         }
         Ok(())
+    }
+
+    /// A fault makes another record of that version.
+    pub fn twin(&mut self, version: Version) {
+        self.twins.insert(version);
     }
 
     /// What was written as that version, if it was ever seen: the key's number and the content's hash.

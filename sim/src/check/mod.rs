@@ -1,13 +1,17 @@
 //! Checkers of the invariants. Each is a small machine that is told what happened and says what is wrong.
 
 pub mod agreed;
+pub mod books;
+pub mod causal;
+pub mod converge;
+pub mod exchanges;
 pub mod mint;
 pub mod order;
 pub mod rounds;
 
 use std::fmt;
 
-/// What must hold; the numbers are those of the list in `docs/testing.md`.
+/// What must hold; the numbers are those of the list in `docs/simulator.md`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Invariant {
     /// I1: an acknowledged write is readable.
@@ -26,6 +30,8 @@ pub enum Invariant {
     Progress,
     /// I10: the books balance.
     Books,
+    /// I11: a write orders after what its author saw.
+    Causal,
     /// I12: one ring version per exchange.
     OneRing,
     /// I13: everything keeps its bound and its deadline.

@@ -36,6 +36,9 @@ impl World {
         let result = if failed {
             self.count("fault: read error");
             Err(StoreError::Corrupt)
+        } else if self.nodes[at.node].disk.is_rotten(query) {
+            self.count("rare: corruption detected");
+            Err(StoreError::Corrupt)
         } else {
             Ok(self.nodes[at.node].disk.visible.find(query))
         };
@@ -80,7 +83,7 @@ impl World {
             }
         }
         for write in done.states {
-            self.on_state(&write);
+            self.on_state(node, &write);
         }
         let after = self.rng.below(DISK / 4);
         for (shard, id, result) in done.outcomes {
@@ -94,7 +97,8 @@ impl World {
     }
 
     /// A piece of node state is on a disk.
-    fn on_state(&mut self, write: &Write) {
+    fn on_state(&mut self, node: usize, write: &Write) {
+        self.check_applied(node, write);
         let Write::StatePut {
             key: StateKey::Decided(_),
             value,
@@ -114,12 +118,36 @@ impl World {
         }
     }
 
+    /// A config that raises the ring counts as applied only when every shard has drained for it.
+    fn check_applied(&mut self, node: usize, write: &Write) {
+        let Write::StatePut {
+            key: StateKey::Applied,
+            value,
+        } = write
+        else {
+            return;
+        };
+        let version = value[..].try_into().map_or(0, u64::from_be_bytes);
+        let raises = self
+            .agreed
+            .at(version)
+            .is_some_and(|config| config.ring_version.0 == version);
+        let mut slots = self.nodes[node].slots.iter();
+        if raises && slots.any(|slot| slot.drained.0 < version) {
+            let what = format!("n{node} calls version {version} applied before it has drained");
+            self.fail(Violation::new(Invariant::OneRing, what));
+        }
+    }
+
     pub(super) fn committed(&mut self, at: Place, id: CommitId, result: Result<(), StoreError>) {
         if at.shard == CLUSTER {
             if self.alive(at.node, at.life) {
                 self.cluster_input(at.node, ClusterInput::Committed(id, result));
             }
         } else {
+            if let Some(slot) = self.slot(at) {
+                slot.drain.ends(id);
+            }
             self.input_if_alive(at, Input::Committed(id, result));
         }
     }

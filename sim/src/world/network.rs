@@ -3,16 +3,17 @@
 use bytes::{Bytes, BytesMut};
 use torc_protocol::cluster_io::ClusterInput;
 use torc_protocol::message::{
-    PeerBody, PeerMessage, ReplyKind, Request, RequestKind, WritePurpose,
+    PeerBody, PeerMessage, Reply, ReplyKind, Request, RequestKind, WritePurpose,
 };
+use torc_protocol::record::Record;
 use torc_protocol::shard_io::Input;
 use torc_protocol::time::MS;
 use torc_protocol::wire;
-use torc_ring::NodeId;
+use torc_ring::{NodeId, RingVersion};
 
 use super::node::Place;
 use super::{Ev, World, number_of_bytes};
-use crate::check::{Invariant, Violation};
+use crate::check::{Invariant, Violation, exchanges};
 use crate::client::write_of;
 
 /// Typical time that a message takes, in microseconds.
@@ -57,6 +58,9 @@ impl World {
             }
             if copy > 0 {
                 self.count("fault: message duplicated");
+            }
+            if let Some(lag) = self.lags.get(&(node, target)) {
+                after += lag;
             }
             let frame = frame.clone();
             self.schedule(after, Ev::Deliver { from, to, frame });
@@ -106,6 +110,7 @@ impl World {
                 life,
                 shard,
             };
+            self.note_asked(at, from, &message);
             self.input(at, Input::Peer(from, message));
         }
     }
@@ -121,8 +126,53 @@ impl World {
         }
     }
 
+    /// A request arrives at a shard.
+    fn note_asked(&mut self, at: Place, from: NodeId, message: &PeerMessage) {
+        let PeerBody::Request(request) = &message.body else {
+            return;
+        };
+        let replica = self.nodes[at.node].member.id;
+        let exchange = (replica, from, request.op, request.ring);
+        let ring = self.slot(at).and_then(|slot| slot.placed.as_ref());
+        let ring = ring.map_or(RingVersion(0), |placed| placed.view.config.ring_version);
+        let key = match &request.kind {
+            RequestKind::Write { key, .. } | RequestKind::Read { key, .. } => Some(key),
+            _ => None,
+        };
+        self.exchanges.asked(exchange, ring, key);
+    }
+
+    /// A replica answers: with what it was asked for at its ring version, and with what its disk holds.
+    fn observe_answer(&mut self, node: usize, to: NodeId, reply: &Reply) {
+        if matches!(reply.kind, ReplyKind::Refused(_) | ReplyKind::Changed) {
+            return;
+        }
+        let this = &self.nodes[node];
+        let exchange = (this.member.id, to, reply.op, reply.ring);
+        let result = self.exchanges.answered(exchange).and_then(|key| {
+            let Some(key) = key else { return Ok(()) };
+            let stored = this.disk.visible.records.get(key).map(Record::digest);
+            match &reply.kind {
+                ReplyKind::Written { stored: told } => {
+                    exchanges::acked(*told, stored.map(|digest| digest.version))
+                }
+                ReplyKind::Full {
+                    record: Some(record),
+                } => exchanges::served(record.digest(), stored),
+                ReplyKind::Digest {
+                    digest: Some(digest),
+                } => exchanges::served(*digest, stored),
+                _ => Ok(()),
+            }
+        });
+        self.check(result);
+    }
+
     /// Learns from what goes over the wire: which version a write got, and what exchange carries it.
-    pub(super) fn observe_sent(&mut self, at: Place, message: &PeerMessage) {
+    pub(super) fn observe_sent(&mut self, at: Place, to: NodeId, message: &PeerMessage) {
+        if let PeerBody::Reply(reply) = &message.body {
+            self.observe_answer(at.node, to, reply);
+        }
         let PeerBody::Request(Request { op, kind, .. }) = &message.body else {
             return;
         };

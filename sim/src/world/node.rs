@@ -12,6 +12,8 @@ use torc_protocol::wire;
 use torc_ring::{ClusterId, Config, ConfigVersion, Member, NodeId, RingVersion, Secret};
 
 use super::{Ev, World};
+use crate::check::books::Hints;
+use crate::check::exchanges::Drain;
 use crate::disk::Disk;
 use crate::place::Placed;
 use crate::plan::{Formation, Plan};
@@ -19,7 +21,7 @@ use crate::plan::{Formation, Plan};
 /// Age of agreement that owners aim at where they compare their copies, in microseconds.
 const AGE_TARGET: u64 = 20 * SECOND;
 /// Wall clock at the start of a run, in microseconds since 1970.
-const EPOCH: u64 = 1_800_000_000 * SECOND;
+pub(crate) const EPOCH: u64 = 1_800_000_000 * SECOND;
 /// The cluster's secret; nothing here depends on it.
 const SECRET: Secret = Secret([0; 32]);
 
@@ -32,6 +34,8 @@ pub(crate) struct Place {
     pub(crate) shard: u8,
 }
 
+/// Greatest number of shards of a node here.
+pub(super) const SHARDS_MAX: u8 = 4;
 /// The cluster machine's index among those who commit.
 pub(super) const CLUSTER: u8 = u8::MAX;
 
@@ -43,6 +47,8 @@ pub(crate) struct Slot {
     /// What it goes by.
     pub(crate) placed: Option<Arc<Placed>>,
     pub(crate) drained: RingVersion,
+    /// Its records on their way to disk.
+    pub(super) drain: Drain,
     /// Hints waiting by target, as last told.
     pub(crate) waiting: BTreeMap<NodeId, u64>,
 }
@@ -104,24 +110,11 @@ pub(crate) struct Node {
     /// What the disk was like at some earlier time.
     pub(crate) image: Option<Disk>,
     pub(crate) offset: i64,
+    /// How much faster its clock is, in millionths.
+    pub(crate) rate: i64,
     pub(crate) paused_until: u64,
     pub(crate) believed_dead: BTreeSet<NodeId>,
-    pub(crate) books: Books,
-}
-
-/// Hints of one node over all of its lives.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Books {
-    /// Removed from disk while the target had the record.
-    pub(crate) handed_over: u64,
-    /// Removed while it had not.
-    pub(crate) given_up: u64,
-    /// Reported as delivered.
-    pub(crate) delivered: u64,
-    /// Reported as dropped from disk.
-    pub(crate) dropped: u64,
-    /// Reported as dropped before they were stored.
-    pub(crate) refused: u64,
+    pub(crate) books: Hints,
 }
 
 impl Node {
@@ -134,12 +127,13 @@ impl Node {
             machine: None,
             fate: Fate::Stays,
             serving: false,
-            disk: Disk::new(plan.fsync),
+            disk: Disk::new(plan.fsync, plan.mutant),
             image: None,
             offset: 0,
+            rate: 0,
             paused_until: 0,
             believed_dead: BTreeSet::new(),
-            books: Books::default(),
+            books: Hints::default(),
         }
     }
 
@@ -167,7 +161,9 @@ fn member(at: usize, incarnation: u64, zone: String) -> Member {
 
 impl World {
     pub(crate) fn clock(&self, node: usize) -> Now {
-        let wall = (EPOCH + self.now).saturating_add_signed(self.nodes[node].offset);
+        let this = &self.nodes[node];
+        let drifted = i64::try_from(self.now).unwrap_or(0) / 1_000 * this.rate / 1_000;
+        let wall = (EPOCH + self.now).saturating_add_signed(this.offset + drifted);
         Now {
             mono: Mono(self.now),
             wall: Wall(wall),
@@ -241,7 +237,7 @@ impl World {
         if self.nodes[node].is_up() || self.nodes[node].fate == Fate::Out {
             return;
         }
-        let count = self.rng.pick(&[1, 1, 2, 4]);
+        let count = self.rng.pick(&[1, 1, 2, SHARDS_MAX]);
         let now = self.clock(node);
         let seed = self.rng.word();
         let this = &mut self.nodes[node];
@@ -287,6 +283,7 @@ impl World {
             mail_at: 0,
             placed: None,
             drained: RingVersion(0),
+            drain: Drain::default(),
             waiting,
         });
     }
@@ -352,10 +349,10 @@ impl World {
         this.incarnation += 1;
         let zone = std::mem::take(&mut this.member.zone);
         this.member = member(node, this.incarnation, zone);
-        this.disk = Disk::new(plan.fsync);
+        this.disk = Disk::new(plan.fsync, plan.mutant);
         this.image = None;
         this.fate = Fate::Stays;
-        this.books = Books::default();
+        this.books = Hints::default();
         let name = this.member.name.clone();
         self.note(format_args!("n{node} has lost its data and is {name} now"));
     }
@@ -370,7 +367,9 @@ impl World {
         members
             .filter(|member| match self.index_of(member.id) {
                 None => true,
-                Some(at) => self.nodes[at].fate != Fate::Stays,
+                Some(at) => {
+                    self.nodes[at].fate != Fate::Stays || self.nodes[at].disk.rotten.is_some()
+                }
             })
             .count()
     }

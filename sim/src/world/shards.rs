@@ -3,12 +3,14 @@
 use torc_protocol::client::{ClientRequest, RequestId};
 use torc_protocol::cluster_io::ClusterInput;
 use torc_protocol::shard_io::{Event, Input, Output};
+use torc_protocol::store::Write;
 use torc_protocol::time::{MS, Mono};
 use torc_ring::RingVersion;
 
-use super::node::{Place, Slot};
+use super::node::{Place, SHARDS_MAX, Slot};
 use super::text::Brief;
 use super::{Ev, World};
+use crate::check::books;
 
 impl World {
     pub(super) fn slot(&mut self, at: Place) -> Option<&mut Slot> {
@@ -93,14 +95,27 @@ impl World {
         match output {
             Output::Reply(request, reply) => self.on_reply(at, request, &reply),
             Output::Send(to, message) => {
-                self.observe_sent(at, &message);
+                self.observe_sent(at, to, &message);
                 self.send(at.node, to, &message);
             }
             Output::Read(id, query) => self.ask_disk(at, id, query),
-            Output::Commit(id, batch) => self.commit(at, id, batch),
+            Output::Commit(id, batch) => {
+                if let Some(slot) = self.slot(at)
+                    && let Some(placed) = &slot.placed
+                    && batch
+                        .writes
+                        .iter()
+                        .any(|w| matches!(w, Write::Merge { .. }))
+                {
+                    slot.drain.begins(id, placed.view.config.ring_version);
+                }
+                self.commit(at, id, batch);
+            }
             Output::Drained(ring) => {
                 if let Some(slot) = self.slot(at) {
                     slot.drained = slot.drained.max(ring);
+                    let drained = slot.drain.drained(ring);
+                    self.check(drained);
                 }
                 self.gather(at, ring, false);
             }
@@ -149,12 +164,22 @@ impl World {
             } => books.refused += count,
             Event::HintsDropped { count, .. } => books.dropped += count,
             Event::Hints {
-                target, waiting, ..
+                target,
+                waiting,
+                bytes,
             } => {
                 if let Some(slot) = self.slot(at) {
                     slot.waiting.insert(*target, *waiting);
                 }
+                // Hints that count towards a quorum are exempt; and a node that starts with fewer shards
+                // than before finds what several of them have kept.
+                if !self.plan.sloppy {
+                    let most = u64::from(SHARDS_MAX) * self.plan.hint_bytes_max;
+                    let kept = books::bound("bytes of hints", *bytes, most);
+                    self.check(kept);
+                }
             }
+            Event::Coordinated { .. } => self.clients.reported += 1,
             _ => {}
         }
         let name = match event {
@@ -201,5 +226,11 @@ impl World {
             shard: shard as u8,
         };
         self.input_if_alive(at, Input::Client(id, request));
+        let most = 3 * self.plan.ops_max as u64;
+        if let Some(slot) = self.slot(at) {
+            let open = slot.shard.open_requests() as u64;
+            let kept = books::bound("open requests of a shard", open, most);
+            self.check(kept);
+        }
     }
 }

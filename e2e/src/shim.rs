@@ -3,6 +3,7 @@
 //! system's C compiler.
 
 use std::fs::{self, File};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
@@ -11,25 +12,41 @@ use std::sync::OnceLock;
 
 use tempfile::TempDir;
 
-/// The compiled library.
+const SOURCE: &str = include_str!("../shim/shim.c");
+
+/// The compiled library. It stays in the system's folder for temporary files, named after its source, so
+/// that test processes share it.
 pub fn library() -> &'static Path {
-    static BUILT: OnceLock<(TempDir, PathBuf)> = OnceLock::new();
-    let (_, library) = BUILT.get_or_init(|| {
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("shim/shim.c");
-        let folder = TempDir::with_prefix("torc-e2e-shim-")
-            .unwrap_or_else(|error| panic!("make a folder for the shim: {error}"));
-        let library = folder.path().join("shim.so");
-        let mut command = Command::new("gcc");
-        command.args(["-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-o"]);
-        command.arg(&library).arg(&source).arg("-lpthread");
-        let output = command
-            .output()
-            .unwrap_or_else(|error| panic!("run {command:?}: {error}"));
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{command:?}: {said}");
-        (folder, library)
-    });
-    library
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        let mut hasher = DefaultHasher::new();
+        SOURCE.hash(&mut hasher);
+        let name = format!("torc-e2e-shim-{:016x}.so", hasher.finish());
+        let library = std::env::temp_dir().join(name);
+        if !library.is_file() {
+            compile(&library);
+        }
+        library
+    })
+}
+
+fn compile(library: &Path) {
+    let folder = TempDir::with_prefix("torc-e2e-shim-")
+        .unwrap_or_else(|error| panic!("make a folder for the shim: {error}"));
+    let (source, fresh) = (folder.path().join("shim.c"), folder.path().join("shim.so"));
+    fs::write(&source, SOURCE)
+        .unwrap_or_else(|error| panic!("write {}: {error}", source.display()));
+    let mut command = Command::new("gcc");
+    command.args(["-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-o"]);
+    command.arg(&fresh).arg(&source).arg("-lpthread");
+    let output = command
+        .output()
+        .unwrap_or_else(|error| panic!("run {command:?}: {error}"));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?}: {said}");
+    // Whole or not at all: another process may look for it meanwhile.
+    fs::rename(&fresh, library)
+        .unwrap_or_else(|error| panic!("put {} into place: {error}", library.display()));
 }
 
 /// A wall clock that can be put wrong while a node runs.

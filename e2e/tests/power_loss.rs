@@ -78,7 +78,7 @@ fn every_acknowledged_write_survives_a_power_cut() {
         ..Mix::default()
     };
     let load = Load::start(&cluster.addresses(), &mix, seed);
-    let (mut lost, mut written) = (Lost::default(), Vec::new());
+    let (mut lost, mut written, mut unwritten) = (Lost::default(), Vec::new(), 0);
     for cut in 1..=cuts {
         write_large(&cluster.nodes[0], &mut written, random.below(30));
         let target = load.operations_so_far() - load.failures_so_far() + 20 + random.below(150);
@@ -90,7 +90,8 @@ fn every_acknowledged_write_survives_a_power_cut() {
             }
         });
         cluster.nodes[0].kill();
-        lost.add(cut_power(&cluster.nodes[0], disk, &journal, &mut random));
+        let journal = (journal.as_path(), &mut unwritten);
+        lost.add(cut_power(&cluster.nodes[0], disk, journal, &mut random));
         disk = Disk::of(&cluster.nodes[0].data).expect("read the data folder");
         cluster.nodes[0].start(&Formation::Known);
         for number in &written {
@@ -109,6 +110,12 @@ fn every_acknowledged_write_survives_a_power_cut() {
         seen.failures_count
     );
     assert!(lost.contents > 0, "no cut took anything: {lost:?}");
+    // A kill seldom falls between a change and its entry; a change that the shim does not know is missed
+    // nearly every time.
+    assert!(
+        unwritten <= 2 + cuts / 20,
+        "the journal was incomplete at {unwritten} of {cuts} cuts"
+    );
     if let Err(violation) = check(&seen.operations) {
         let path = cluster.folder().join("history.txt");
         let kept = history::dump(&seen.operations, &path);
@@ -127,19 +134,27 @@ fn write_large(node: &Node, written: &mut Vec<usize>, count: usize) {
     }
 }
 
-/// Makes the data folder of a dead node as a power cut may have left it.
-fn cut_power(node: &Node, mut disk: Disk, journal: &Path, random: &mut Random) -> Lost {
+/// Makes the data folder of a dead node as a power cut may have left it; counts in `unwritten` when the
+/// journal lacked the change that was under way.
+fn cut_power(
+    node: &Node,
+    mut disk: Disk,
+    (journal, unwritten): (&Path, &mut u32),
+    random: &mut Random,
+) -> Lost {
     let entries =
         powercut::read(journal).unwrap_or_else(|error| panic!("read the journal: {error}"));
     disk.follow(&entries);
-    // The journal must tell everything, or the cut would be of another disk than the node's.
+    // The journal must tell everything, or the cut would be of another disk than the node's. One change,
+    // of two names at most, may have been under way: made, and its entry not yet written. Nobody was told.
     let mut whole = disk.clone();
     whole.settle();
     let differences = whole.differences(&node.data).expect("read the data folder");
     assert!(
-        differences.is_empty(),
+        differences.len() <= 2,
         "the shim has missed changes: {differences:#?}"
     );
+    *unwritten += u32::from(!differences.is_empty());
     let lost = disk.cut(random);
     fs::remove_dir_all(&node.data).expect("remove the data folder");
     disk.write_to(&node.data).expect("write the data folder");

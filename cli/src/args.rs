@@ -44,10 +44,12 @@ pub(crate) enum Command {
     Batch(BatchArgs),
     /// Say whether the cluster is healthy, why not, and what it would survive
     Status(StatusArgs),
-    /// Look at the ring
+    /// Look at the ring, and change it
     Ring(RingArgs),
     /// Have a node compare its copies with their other owners' now; it does so all the time anyway
     Repair(RepairArgs),
+    /// Look at buckets, make and change them
+    Bucket(BucketArgs),
     /// Ask one node whether it is ready; for health checks of containers
     Health(HealthArgs),
     /// Show or check configuration files
@@ -227,6 +229,67 @@ pub(crate) struct RingArgs {
 pub(crate) enum RingCommand {
     /// Members, and how much each of them owns
     Show(AdminArgs),
+    /// What changes would move, without making them
+    Plan(PlanArgs),
+    /// Make several changes together
+    Commit {
+        /// Changes, such as leave:node-3 reweigh:node-1=200; see `torc ring plan --help`
+        #[arg(required = true, value_name = "CHANGE")]
+        changes: Vec<String>,
+        #[command(flatten)]
+        how: ChangeArgs,
+    },
+    /// Take the running change back
+    Abort {
+        #[command(flatten)]
+        how: ChangeArgs,
+    },
+    /// Show how far the running change is, until it is over
+    Follow(AdminArgs),
+    /// A node gives its data to the others, goes, and stops by itself
+    Leave {
+        /// Name or id of the node
+        node: String,
+        #[command(flatten)]
+        how: ChangeArgs,
+    },
+    /// Take out a node that is dead for good
+    Remove {
+        /// Name or id of the node
+        node: String,
+        /// What the node alone holds is lost: say that you mean it
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        how: ChangeArgs,
+    },
+    /// Take out a dead node and put in one that waits to join
+    Replace {
+        /// Name or id of the dead node
+        dead: String,
+        /// Name or id of the new one, started with --join
+        by: String,
+        #[command(flatten)]
+        how: ChangeArgs,
+    },
+    /// Give a node another share of the ring
+    Reweigh {
+        /// Name or id of the node
+        node: String,
+        /// Relative share, 1 to 10,000; 100 is usual
+        weight: u32,
+        #[command(flatten)]
+        how: ChangeArgs,
+    },
+    /// Say that a node is in another failure domain
+    Rezone {
+        /// Name or id of the node
+        node: String,
+        /// The failure domain
+        zone: String,
+        #[command(flatten)]
+        how: ChangeArgs,
+    },
     /// Who holds a key, in order of preference
     Owners {
         /// The key: any bytes
@@ -249,6 +312,98 @@ pub(crate) struct RepairArgs {
     /// How long to wait
     #[arg(long, value_name = "TIME", value_parser = time, default_value = "10m")]
     pub(crate) timeout: Duration,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Changes: join:NODE, leave:NODE, remove:NODE, replace:DEAD=NEW, reweigh:NODE=WEIGHT,\n\
+    rezone:NODE=ZONE, replicas:BUCKET=N. Several are made together, and data moves once for all of them."
+)]
+pub(crate) struct PlanArgs {
+    /// Changes, such as leave:node-3 reweigh:node-1=200
+    #[arg(required = true, value_name = "CHANGE")]
+    pub(crate) changes: Vec<String>,
+    #[command(flatten)]
+    pub(crate) admin: AdminArgs,
+}
+
+/// How a change of the ring is made.
+#[derive(Debug, Args)]
+pub(crate) struct ChangeArgs {
+    #[command(flatten)]
+    pub(crate) admin: AdminArgs,
+    /// Do not ask
+    #[arg(long, short)]
+    pub(crate) yes: bool,
+    /// Do not wait until the data has moved
+    #[arg(long)]
+    pub(crate) no_wait: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BucketArgs {
+    #[command(subcommand)]
+    pub(crate) command: BucketCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum BucketCommand {
+    /// All buckets and their settings
+    List(AdminArgs),
+    /// Make a bucket
+    Create {
+        /// Its name: 1-64 bytes of a-z 0-9 _ -
+        name: String,
+        #[command(flatten)]
+        settings: BucketSettings,
+        #[command(flatten)]
+        admin: AdminArgs,
+    },
+    /// Change a bucket's settings; those not given stay. Another n moves data and is changed alone
+    Update {
+        /// Its name
+        name: String,
+        #[command(flatten)]
+        settings: BucketSettings,
+        #[command(flatten)]
+        admin: AdminArgs,
+    },
+    /// Delete a bucket with all of its keys
+    Delete {
+        /// Its name
+        name: String,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+        #[command(flatten)]
+        admin: AdminArgs,
+    },
+}
+
+/// What a bucket is like.
+#[derive(Debug, Args)]
+pub(crate) struct BucketSettings {
+    /// Replicas of each key, 1 to 16 [default: 3]
+    #[arg(short)]
+    pub(crate) n: Option<u8>,
+    /// Replicas that a read waits for: one, quorum, all, or a number [default: quorum]
+    #[arg(short, value_name = "REPLICAS")]
+    pub(crate) r: Option<Quorum>,
+    /// Replicas that a write waits for [default: quorum]
+    #[arg(short, value_name = "REPLICAS")]
+    pub(crate) w: Option<Quorum>,
+    /// How concurrent writes are resolved: lww
+    #[arg(long, value_name = "MODE")]
+    pub(crate) conflict: Option<String>,
+    /// Time after which values that name none are gone, such as 7d; `none` takes it away
+    #[arg(long, value_name = "TIME")]
+    pub(crate) ttl: Option<String>,
+    /// When reads that saw replicas differ write back: blocking, async or off [default: blocking]
+    #[arg(long, value_name = "WHEN")]
+    pub(crate) read_repair: Option<String>,
+    /// Let the next nodes on the ring stand in for dead owners: true or false [default: false]
+    #[arg(long, value_name = "BOOL")]
+    pub(crate) sloppy: Option<bool>,
 }
 
 #[derive(Debug, Args)]

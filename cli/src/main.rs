@@ -5,6 +5,8 @@
 
 mod args;
 mod bench;
+mod bucket;
+mod change;
 mod config;
 mod demo;
 mod exit;
@@ -46,6 +48,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Status(args) => block_on(status::run(args)),
         Command::Ring(args) => block_on(ring::run(args.command)),
         Command::Repair(args) => block_on(repair::run(args)),
+        Command::Bucket(args) => block_on(bucket::run(args.command)),
         Command::Health(args) => block_on(health::run(args)),
         Command::Config(args) => config::run(&args.command),
         Command::Pki(args) => pki::run(args.command),

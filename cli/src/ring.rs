@@ -31,6 +31,7 @@ pub(crate) async fn run(command: RingCommand) -> anyhow::Result<ExitCode> {
                 Output::Text => output::line(show_owners(&owners))?,
             }
         }
+        changes => return crate::change::run(changes).await,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -6,6 +6,7 @@ use http::Method;
 use serde::{Deserialize, Serialize};
 
 use crate::call::{Operation, Repeat};
+use crate::change::{BucketView, BucketWish, Change, ChangeView, Decided, PlanView};
 use crate::client::{Client, found};
 use crate::error::Error;
 use crate::options::{ClientConfig, Routing};
@@ -122,6 +123,88 @@ impl Admin {
         }
     }
 
+    /// What these changes of the ring would do; nothing is changed.
+    ///
+    /// # Errors
+    /// When no node could be asked, or the one asked refused: the changes cannot be made.
+    pub async fn plan(&self, changes: &[Change]) -> Result<PlanView, Error> {
+        let body = serde_json::json!({ "changes": changes });
+        self.post("/ring/plan", &body).await?.json("a plan")
+    }
+
+    /// Begins these changes. Answers when a majority of the members has stored the decision; the data
+    /// moves from then on. With `version`, only if the configuration is still that of the plan.
+    ///
+    /// # Errors
+    /// Like [`Admin::plan`]; also when a change is running, and when the outcome is unknown.
+    pub async fn commit(&self, changes: &[Change], version: Option<u64>) -> Result<Decided, Error> {
+        let body = serde_json::json!({ "changes": changes, "config_version": version });
+        self.post("/ring/commit", &body).await?.json("a decision")
+    }
+
+    /// Takes the running change of the ring back.
+    ///
+    /// # Errors
+    /// Like [`Admin::commit`]; also when none is running.
+    pub async fn abort(&self) -> Result<Decided, Error> {
+        let body = serde_json::json!({});
+        self.post("/ring/abort", &body).await?.json("a decision")
+    }
+
+    /// Where the ring stands: what moves, and how far it is.
+    ///
+    /// # Errors
+    /// Like [`Admin::ring`].
+    pub async fn change(&self) -> Result<ChangeView, Error> {
+        let answer = self.get("/ring/change".to_owned()).await?;
+        answer.json("the state of the ring")
+    }
+
+    /// All buckets.
+    ///
+    /// # Errors
+    /// Like [`Admin::ring`].
+    pub async fn buckets(&self) -> Result<Vec<BucketView>, Error> {
+        #[derive(serde::Deserialize)]
+        struct Buckets {
+            buckets: Vec<BucketView>,
+        }
+        let answer = self.get("/buckets".to_owned()).await?;
+        Ok(answer.json::<Buckets>("the buckets")?.buckets)
+    }
+
+    /// Makes a bucket, or changes its settings.
+    ///
+    /// # Errors
+    /// Like [`Admin::commit`].
+    pub async fn put_bucket(&self, name: &str, wish: &BucketWish) -> Result<BucketView, Error> {
+        let body = serde_json::to_vec(wish).unwrap_or_default();
+        let answer = self.send(Method::PUT, bucket(name), body).await?;
+        answer.json("a bucket")
+    }
+
+    /// Deletes a bucket with all of its keys.
+    ///
+    /// # Errors
+    /// Like [`Admin::commit`].
+    pub async fn delete_bucket(&self, name: &str) -> Result<(), Error> {
+        self.send(Method::DELETE, bucket(name), Vec::new()).await?;
+        Ok(())
+    }
+
+    async fn post(&self, target: &str, body: &serde_json::Value) -> Result<Answer, Error> {
+        let body = body.to_string().into_bytes();
+        self.send(Method::POST, target.to_owned(), body).await
+    }
+
+    /// What changes something is asked of the next node only when the one before was not reached.
+    async fn send(&self, method: Method, target: String, body: Vec<u8>) -> Result<Answer, Error> {
+        let mut call = Call::get(target);
+        (call.method, call.body) = (method, body.into());
+        let operation = self.client.operation(call, Repeat::IfNotWritten);
+        found(self.client.run(&operation, None).await?)
+    }
+
     async fn get(&self, target: String) -> Result<Answer, Error> {
         found(self.client.run(&self.operation(target), None).await?)
     }
@@ -129,4 +212,8 @@ impl Admin {
     fn operation(&self, target: String) -> Operation {
         self.client.operation(Call::get(target), Repeat::Freely)
     }
+}
+
+fn bucket(name: &str) -> String {
+    format!("/buckets/{}", crate::text::encode(name.as_bytes()))
 }

@@ -26,6 +26,7 @@
 mod admin;
 mod batch;
 mod call;
+mod change;
 mod client;
 mod error;
 mod list;
@@ -39,6 +40,10 @@ mod transport;
 
 pub use admin::{Admin, Agreement};
 pub use batch::{BATCH_OPERATIONS_MAX, BatchOp, BatchReply};
+pub use change::{
+    BucketView, BucketWish, Change, ChangeNode, ChangeView, Decided, LastView, LayoutView,
+    NodePlanView, PlanView, ProgressView, WaitingView,
+};
 pub use client::{Client, Meta, Read, Value, Watched, Written};
 pub use error::{Cause, Error, Outcome};
 pub use list::{ListOptions, ListedKey, Page, Pages};

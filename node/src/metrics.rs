@@ -44,11 +44,16 @@ pub enum Route {
     DocsFile,
     OpenApi,
     Repair,
+    Buckets,
+    RingPlan,
+    RingCommit,
+    RingAbort,
+    RingChange,
     None,
 }
 
 impl Route {
-    pub(crate) const ALL: [Self; 20] = [
+    pub(crate) const ALL: [Self; 25] = [
         Self::Key,
         Self::Bucket,
         Self::Batch,
@@ -68,6 +73,11 @@ impl Route {
         Self::DocsFile,
         Self::OpenApi,
         Self::Repair,
+        Self::Buckets,
+        Self::RingPlan,
+        Self::RingCommit,
+        Self::RingAbort,
+        Self::RingChange,
         Self::None,
     ];
 
@@ -92,6 +102,11 @@ impl Route {
             Self::DocsFile => "/docs/{file}",
             Self::OpenApi => "/openapi.json",
             Self::Repair => "/repair",
+            Self::Buckets => "/buckets",
+            Self::RingPlan => "/ring/plan",
+            Self::RingCommit => "/ring/commit",
+            Self::RingAbort => "/ring/abort",
+            Self::RingChange => "/ring/change",
             Self::None => "none",
         }
     }

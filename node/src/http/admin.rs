@@ -185,14 +185,26 @@ pub(super) fn cluster(call: &Call<'_>) -> Result<Response<Body>, Refused> {
 
 /// `GET /buckets/{bucket}`: a bucket's settings.
 pub(super) fn bucket(call: &Call<'_>) -> Result<Response<Body>, Refused> {
-    let path = call.parts.uri.path();
-    let raw = path.strip_prefix("/buckets/").unwrap_or_default();
-    let name = parse_bucket(raw.as_bytes()).map_err(|error| keys::refuse_path(error, path))?;
+    let name = bucket_name(call)?;
     let view = plain(call)?;
     let Some(bucket) = view.config.bucket(&name) else {
         return Err(Problem::no_bucket(&name));
     };
-    Ok(json_response(&json!({
+    Ok(json_response(&bucket_json(bucket)))
+}
+
+/// The bucket's name in `/buckets/{bucket}`.
+pub(super) fn bucket_name(call: &Call<'_>) -> Result<String, Refused> {
+    let path = call.parts.uri.path();
+    let raw = path.strip_prefix("/buckets/").unwrap_or_default();
+    parse_bucket(raw.as_bytes())
+        .map(std::borrow::Cow::into_owned)
+        .map_err(|error| keys::refuse_path(error, path))
+}
+
+/// A bucket with all of its settings.
+pub(super) fn bucket_json(bucket: &Bucket) -> Value {
+    json!({
         "name": bucket.name,
         "id": bucket.id.0,
         "n": bucket.n,
@@ -202,7 +214,7 @@ pub(super) fn bucket(call: &Call<'_>) -> Result<Response<Body>, Refused> {
         "ttl": bucket.ttl_ms.map(|ms| format!("{ms}ms")),
         "read_repair": bucket.read_repair,
         "sloppy": bucket.sloppy,
-    })))
+    })
 }
 
 /// The view, for resources that take no parameters and answer JSON.

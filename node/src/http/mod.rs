@@ -17,6 +17,7 @@ mod health;
 mod keys;
 mod list;
 mod openapi;
+mod operate;
 pub mod path;
 mod problem;
 mod query;

@@ -3,6 +3,7 @@
 //! Every refusal of the facade is made by one of the constructors here, so that the same cause always has
 //! the same type, title and numbers. `detail` says what was tried, on what, and what to do.
 
+mod operator;
 mod refusals;
 
 use std::borrow::Cow;

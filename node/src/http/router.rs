@@ -15,7 +15,9 @@ use hyper::body::Incoming;
 use super::body::Body;
 use super::problem::{Problem, Refused, TARGET_MAX};
 use super::request::Heads;
-use super::{Call, Guard, Side, admin, batch, compat, console, health, keys, list};
+use super::{
+    Call, Guard, Side, admin, batch, compat, console, health, keys, list, operate,
+};
 use crate::metrics::Route;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -53,6 +55,11 @@ pub(super) fn route(side: Side, path: &str, method: &Method) -> Route {
             "/ring/owners" => Route::RingOwners,
             "/cluster" => Route::Cluster,
             "/repair" => Route::Repair,
+            "/ring/plan" => Route::RingPlan,
+            "/ring/commit" => Route::RingCommit,
+            "/ring/abort" => Route::RingAbort,
+            "/ring/change" => Route::RingChange,
+            "/buckets" => Route::Buckets,
             _ if path.starts_with("/buckets/") => Route::BucketInfo,
             _ => Route::None,
         },
@@ -130,6 +137,10 @@ async fn dispatch(
         Route::Bucket => list::serve(call).await,
         Route::Batch => batch::serve(call, body).await,
         Route::Compatible => compat::serve(call, body).await,
+        Route::BucketInfo => operate::bucket(call, body).await,
+        Route::RingPlan => operate::plan(call, body).await,
+        Route::RingCommit => operate::commit(call, body).await,
+        Route::RingAbort => operate::abort(call, body).await,
         Route::None => Err(Problem::no_route(call.parts.uri.path())),
         Route::Repair => admin::repair(call),
         _ if !matches!(call.parts.method, Method::GET | Method::HEAD) => {
@@ -148,7 +159,8 @@ async fn dispatch(
         Route::Ring => admin::ring(call),
         Route::RingOwners => admin::owners(call),
         Route::Cluster => admin::cluster(call),
-        Route::BucketInfo => admin::bucket(call),
+        Route::RingChange => operate::change(call).await,
+        Route::Buckets => operate::buckets(call),
     }
 }
 

@@ -1,5 +1,6 @@
 //! The refusals, each with its status, type, words and numbers, in the order of their statuses.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use http::StatusCode;
@@ -204,7 +205,7 @@ impl Problem {
         .boxed()
     }
 
-    pub(in crate::http) fn bad_json(what: &'static str) -> Refused {
+    pub(in crate::http) fn bad_json(what: impl Into<Cow<'static, str>>) -> Refused {
         Self::bad("body", "Malformed body", what).boxed()
     }
 

@@ -520,7 +520,8 @@ pub(crate) struct ServeArgs {
 #[command(args_conflicts_with_subcommands = true)]
 #[command(
     after_help = "From a second terminal: torc demo ls, kill N, pause N, resume N, restart N,\n\
-    add, partition '1,2|3', heal."
+    add, leave N, partition '1,2|3', heal.\n\
+    A show with a verdict: torc demo join-leave."
 )]
 pub(crate) struct DemoArgs {
     #[command(subcommand)]
@@ -557,6 +558,10 @@ pub(crate) enum DemoCommand {
     Restart(DemoNode),
     /// Start one node more, which joins the cluster
     Add(DemoTarget),
+    /// Let a node leave: it gives its data to the others, and stops by itself
+    Leave(DemoNode),
+    /// A show of its own: under load a node joins, one is killed and comes back, one leaves; with a verdict
+    JoinLeave(ShowArgs),
     /// Cut the links between groups of nodes, such as 1,2|3; `torc demo heal` mends them
     Partition {
         /// Groups of node numbers; nodes in none of them keep all their links
@@ -566,6 +571,32 @@ pub(crate) enum DemoCommand {
     },
     /// Mend all cut links
     Heal(DemoTarget),
+}
+
+/// The show.
+#[derive(Debug, Args)]
+pub(crate) struct ShowArgs {
+    /// Nodes to begin with
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(3..=15))]
+    pub(crate) nodes: u16,
+    /// Keys that are written and read
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(8..=10_000_000))]
+    pub(crate) keys: u32,
+    /// Bytes of each value
+    #[arg(long, value_name = "BYTES", default_value_t = 1_024)]
+    pub(crate) value_bytes: usize,
+    /// Seconds before, between and after the changes
+    #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub(crate) pause: u64,
+    /// When a write counts as durable: fsync, interval or os
+    #[arg(long, value_name = "WHEN", default_value = "fsync", value_parser = ["fsync", "interval", "os"])]
+    pub(crate) durability: String,
+    /// First data port, as of `torc demo`
+    #[arg(long, value_name = "PORT", default_value_t = 8081, value_parser = clap::value_parser!(u16).range(2000..=60000))]
+    pub(crate) base_port: u16,
+    /// Form of the output; json prints the verdict alone
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) output: Output,
 }
 
 /// Which demo is meant.

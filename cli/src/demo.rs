@@ -10,6 +10,7 @@ pub(crate) mod home;
 mod load;
 mod node;
 mod ports;
+mod show;
 mod text;
 
 use std::io;
@@ -43,6 +44,8 @@ pub(crate) fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
             Some(DemoCommand::Pause(node)) => control::act(Action::Pause, &node).await,
             Some(DemoCommand::Resume(node)) => control::act(Action::Resume, &node).await,
             Some(DemoCommand::Restart(node)) => control::act(Action::Restart, &node).await,
+            Some(DemoCommand::JoinLeave(args)) => show::run(&args).await,
+            Some(DemoCommand::Leave(node)) => control::leave(&node).await,
             Some(DemoCommand::Add(target)) => control::add(&target).await,
             Some(DemoCommand::Partition { groups, target }) => {
                 control::partition(cut::parse(&groups)?, &target).await

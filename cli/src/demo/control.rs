@@ -15,7 +15,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, Buf
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
-use torc_client::Admin;
+use torc_client::{Admin, Change};
 
 use crate::args::{DemoNode, DemoTarget, Output};
 use crate::exit::Unreachable;
@@ -28,6 +28,8 @@ const REQUEST_MAX: Duration = Duration::from_secs(2);
 const REPLY_MAX: Duration = Duration::from_secs(20);
 /// Time for a node that was started again to be ready.
 const READY_MAX: Duration = Duration::from_secs(60);
+/// Time for one answer while a node leaves.
+const LEAVE_ASK_MAX: Duration = Duration::from_secs(15);
 /// Requests that wait for the demo to get round to them.
 const WAITING_MAX: usize = 16;
 
@@ -222,6 +224,32 @@ pub(crate) async fn act(action: Action, args: &DemoNode) -> anyhow::Result<ExitC
 /// `torc demo add`. Waits until the node has joined.
 pub(crate) async fn add(target: &DemoTarget) -> anyhow::Result<ExitCode> {
     order(target, &Request::Add, true).await
+}
+
+/// `torc demo leave`. Waits until the node has left.
+pub(crate) async fn leave(args: &DemoNode) -> anyhow::Result<ExitCode> {
+    let Reply::Nodes { nodes } = ask(&args.target, &Request::List).await? else {
+        anyhow::bail!("the demo answered something else than its nodes; is it of this version?");
+    };
+    let count = nodes.len();
+    let is_meant = |node: &&NodeView| node.node == usize::from(args.node);
+    let leaver = nodes
+        .iter()
+        .find(is_meant)
+        .with_context(|| format!("there is no node {}; this demo has 1 to {count}", args.node))?;
+    // Not the leaver: it stops when it has left, and could not say so any more.
+    let others = nodes
+        .iter()
+        .filter(|node| !is_meant(node) && node.pid.is_some())
+        .map(|node| node.admin.clone())
+        .collect();
+    let admin = Admin::new(others, LEAVE_ASK_MAX)
+        .context("no other node runs that could take over the data")?;
+    let change = Change::Leave {
+        node: leaver.name.clone(),
+    };
+    let decided = admin.commit(&[change], None).await?;
+    crate::change::follow(&admin, decided.ring_version, args.target.output).await
 }
 
 /// `torc demo partition` and `torc demo heal`.

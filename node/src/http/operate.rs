@@ -10,8 +10,7 @@ use hyper::body::Incoming;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use torc_protocol::cluster_admin::{
-    AdminReply, AdminRequest, BucketChange, BucketSettings, ChangePhase, NodeStatus,
-    Status,
+    AdminReply, AdminRequest, BucketChange, BucketSettings, ChangePhase, NodeStatus, Status,
 };
 use torc_ring::config::REPLICAS_MAX;
 use torc_ring::{

@@ -121,6 +121,19 @@ const FULL: Answer = problem(
     "A disk is full: writes are refused, reads are served",
 );
 const NOT_READY: Answer = problem("503", "The node does not serve; `detail` says why");
+const RUNNING: Answer = problem(
+    "409",
+    "A change is running, or another one was decided first, or the plan is outdated",
+);
+const UNDECIDED: Answer = problem(
+    "503",
+    "No majority of the members has answered; the change may still come through",
+);
+const CHANGES: Option<Sent> = Some(Sent {
+    media: JSON,
+    kind: Kind::Object,
+    text: "`{\"changes\":[{\"change\":\"leave\",\"node\":\"node-3\"}]}`; also join, remove, replace (dead, by), reweigh (weight), rezone (zone), replicas (bucket, n)",
+});
 const DETAIL: Kind = Kind::Shape("Detail");
 
 /// Every operation of both listeners.
@@ -521,6 +534,104 @@ pub(in crate::http) const OPERATIONS: &[Operation] = &[
             answer("200", "Its settings", JSON, Kind::Shape("Bucket")),
             BAD,
             NO_BUCKET,
+            NOT_READY,
+        ],
+        ..PLAIN
+    },
+    Operation {
+        route: Route::BucketInfo,
+        method: "PUT",
+        sides: ADMIN,
+        tag: "cluster",
+        summary: "Make a bucket, or change its settings",
+        more: "What is left out stays as it is, or gets its default. Another n moves data as a change of the ring does, and is changed alone.",
+        parameters: &[BUCKET],
+        body: Some(Sent {
+            media: JSON,
+            kind: Kind::Shape("Bucket"),
+            text: "Its settings",
+        }),
+        answers: &[
+            answer("200", "Changed", JSON, Kind::Shape("Bucket")),
+            answer("201", "Made", JSON, Kind::Shape("Bucket")),
+            BAD,
+            RUNNING,
+            UNDECIDED,
+        ],
+        ..PLAIN
+    },
+    Operation {
+        route: Route::BucketInfo,
+        method: "DELETE",
+        sides: ADMIN,
+        tag: "cluster",
+        summary: "Delete a bucket with all of its keys",
+        parameters: &[BUCKET],
+        answers: &[bare("204", "Deleted"), BAD, NO_BUCKET, RUNNING, UNDECIDED],
+        ..PLAIN
+    },
+    Operation {
+        route: Route::Buckets,
+        sides: ADMIN,
+        tag: "cluster",
+        summary: "All buckets and their settings",
+        answers: &[
+            answer("200", "The buckets", JSON, Kind::Shape("Buckets")),
+            NOT_READY,
+        ],
+        ..PLAIN
+    },
+    Operation {
+        route: Route::RingPlan,
+        method: "POST",
+        sides: ADMIN,
+        tag: "cluster",
+        summary: "What changes of the ring would move; changes nothing",
+        body: CHANGES,
+        answers: &[
+            answer("200", "What would move", JSON, Kind::Shape("Plan")),
+            BAD,
+            RUNNING,
+            NOT_READY,
+        ],
+        ..PLAIN
+    },
+    Operation {
+        route: Route::RingCommit,
+        method: "POST",
+        sides: ADMIN,
+        tag: "cluster",
+        summary: "Begin changes of the ring",
+        more: "Answers when a majority of the members has stored the decision; the data moves from then on. With `config_version`, only if the configuration is still that of the plan.",
+        body: CHANGES,
+        answers: &[
+            answer("200", "Decided", JSON, Kind::Shape("Decided")),
+            BAD,
+            RUNNING,
+            UNDECIDED,
+        ],
+        ..PLAIN
+    },
+    Operation {
+        route: Route::RingAbort,
+        method: "POST",
+        sides: ADMIN,
+        tag: "cluster",
+        summary: "Take the running change of the ring back",
+        answers: &[
+            answer("200", "Decided", JSON, Kind::Shape("Decided")),
+            RUNNING,
+            UNDECIDED,
+        ],
+        ..PLAIN
+    },
+    Operation {
+        route: Route::RingChange,
+        sides: ADMIN,
+        tag: "cluster",
+        summary: "Where the ring stands: what moves, and how far each node is",
+        answers: &[
+            answer("200", "The change", JSON, Kind::Shape("Change")),
             NOT_READY,
         ],
         ..PLAIN

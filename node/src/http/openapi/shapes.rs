@@ -270,4 +270,68 @@ pub(super) const SHAPES: &[Shape] = &[
             field("buckets", Kind::Shapes("BucketBrief"), ""),
         ],
     },
+    Shape {
+        name: "Buckets",
+        text: "All buckets",
+        fields: &[field("buckets", Kind::Shapes("Bucket"), "")],
+    },
+    Shape {
+        name: "Decided",
+        text: "What was decided",
+        fields: &[
+            field("config_version", Kind::Whole, ""),
+            field("ring_version", Kind::Whole, ""),
+        ],
+    },
+    Shape {
+        name: "Plan",
+        text: "What changes of the ring would move",
+        fields: &[
+            field("config_version", Kind::Whole, "For the commit"),
+            field("partitions", Kind::Whole, "Of the whole ring"),
+            field(
+                "layouts",
+                Kind::Shapes("Layout"),
+                "One for each kind of bucket",
+            ),
+        ],
+    },
+    Shape {
+        name: "Layout",
+        text: "What moves in buckets of one number of replicas",
+        fields: &[
+            field("n_before", Kind::Whole, ""),
+            field("n_after", Kind::Whole, ""),
+            field("partitions_moving", Kind::Whole, ""),
+            field("replicas_moved", Kind::Whole, "Copied to another node"),
+            field("unavoidable", Kind::Number, "The least, in replicas"),
+        ],
+    },
+    Shape {
+        name: "Change",
+        text: "Where the ring stands",
+        fields: &[
+            field(
+                "phase",
+                Kind::Word(&["idle", "proposing", "moving", "switching"]),
+                "",
+            ),
+            field("config_version", Kind::Whole, ""),
+            field("ring_version", Kind::Whole, ""),
+            field("nodes", Kind::Shapes("ChangeNode"), ""),
+        ],
+    },
+    Shape {
+        name: "ChangeNode",
+        text: "How far a node is with a change",
+        fields: &[
+            field("id", Kind::Text, ""),
+            field("name", Kind::Text, ""),
+            field(
+                "role",
+                Kind::Word(&["stays", "joins", "leaves", "removed"]),
+                "",
+            ),
+        ],
+    },
 ];

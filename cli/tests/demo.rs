@@ -247,3 +247,32 @@ fn kept_data_is_there_the_next_time() {
     assert_eq!(demo.nodes().len(), 2);
     assert_eq!(demo.ask(&["get", "own", "--node", &http]).1, "value");
 }
+
+#[test]
+fn a_node_joins_one_dies_and_one_leaves_under_load_and_nothing_is_lost() {
+    let home = TempDir::new().expect("a folder");
+    fs::create_dir(home.path().join("tmp")).expect("a folder");
+    let arguments = [
+        "demo",
+        "join-leave",
+        "--keys",
+        "500",
+        "--pause",
+        "1",
+        "--durability",
+        "os",
+        "--base-port",
+        "31081",
+        "--output",
+        "json",
+    ];
+    let output = torc(home.path(), &arguments).output().expect("run torc");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let verdict: Value = serde_json::from_str(&text).unwrap_or_else(|_| panic!("{text}{said}"));
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    assert_eq!(verdict["kept"], true, "{text}");
+    assert_eq!(verdict["lost_writes"], 0, "{text}");
+    assert!(verdict["checks"].as_u64() > Some(100), "{text}");
+    assert_eq!(verdict["steps"].as_array().map(Vec::len), Some(6), "{text}");
+}

@@ -236,6 +236,14 @@ pub(super) static KEYS: &[Key] = &[
          listeners reads and writes every key.",
     ),
     key(
+        "ring_changes_preview",
+        Kind::Flag,
+        "false",
+        "Take nodes in and let them go while there are keys. A preview: a node that leaves does not wait for \
+         the delivery of writes that it keeps for others under `sloppy`, so do not use the two together. Set it \
+         on all nodes. Without it nodes join only while the cluster holds no keys.",
+    ),
+    key(
         "partition_bits",
         Kind::Number(0..=16),
         "10",

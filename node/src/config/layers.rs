@@ -191,6 +191,7 @@ impl Layers {
             pki: self.optional("pki")?.map(PathBuf::from),
             durability: self.durability()?,
             insecure: self.flag("insecure")?,
+            ring_changes_preview: self.flag("ring_changes_preview")?,
             partition_bits: self.number("partition_bits")? as u8,
             shards: self.number("shards")? as usize,
             limits: Limits {

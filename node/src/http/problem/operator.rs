@@ -70,7 +70,9 @@ impl Problem {
                 StatusCode::NOT_IMPLEMENTED,
                 "not-supported",
                 "Not supported",
-                text,
+                format!(
+                    "{text} that holds keys, unless its nodes run with ring_changes_preview = true"
+                ),
             ),
         };
         problem.boxed()

@@ -1,7 +1,8 @@
 //! Round trips per second between two nodes, 64 in flight, values of 1 KiB both ways: the peer transport
 //! beside a bare quinn stream with frames of the same size, in the same process, one after the other.
 //!
-//! `cargo run --release -p torc-node --example peer_round_trips [seconds] [rounds]`
+//! `cargo run --release -p torc-node --example peer_round_trips [seconds] [rounds]`; each line is JSON
+//! when the environment has `JSON=1`.
 
 // A measurement prints its result, and has nobody to report an error to but its caller.
 #![allow(clippy::print_stdout, clippy::unwrap_used, missing_docs)]
@@ -70,11 +71,12 @@ async fn measure(what: &str, time: Duration, load: impl Future<Output = Load>) {
     let count = load.done.load(Ordering::Relaxed) - from;
     let (cpu, elapsed) = (cpu_seconds() - cpu, at.elapsed().as_secs_f64());
     load.stop.store(true, Ordering::Relaxed);
-    println!(
-        "{what:12} {:8.0} round trips/s  {:5.1} us CPU each (both sides)",
-        count as f64 / elapsed,
-        cpu * 1e6 / count as f64
-    );
+    let (rate, each) = (count as f64 / elapsed, cpu * 1e6 / count as f64);
+    if std::env::var_os("JSON").is_some() {
+        println!(r#"{{"what":"{what}","per_second":{rate:.0},"cpu_us":{each:.2}}}"#);
+    } else {
+        println!("{what:12} {rate:8.0} round trips/s  {each:5.1} us CPU each (both sides)");
+    }
     for transport in load.transports {
         transport.stop().await;
     }

@@ -84,7 +84,7 @@ doc: deps ## build the API documentation
 	@$(ENV) RUSTDOCFLAGS="-D warnings" cargo doc $(LOCKED) --no-deps --workspace && \
 	  echo "open $$CARGO_TARGET_DIR/doc/torc_protocol/index.html"
 
-bench: deps ## measure the parts and the whole, side by side with their limits
+bench: deps ## measure torc beside its limits, and write the ratios to bench.json (docs/performance.md)
 	@$(ENV) scripts/bench.sh
 
 fuzz: deps ## fuzz everything that parses bytes from outside (FUZZ_SECONDS=... or FUZZ_RUNS=...)

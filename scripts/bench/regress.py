@@ -23,6 +23,8 @@ SECONDS = float(os.environ.get("BENCH_SECONDS", "8"))
 CONNECTIONS = int(os.environ.get("BENCH_CONNECTIONS", "64"))
 RECORDS = int(os.environ.get("BENCH_RECORDS", "50000"))
 VALUE_BYTES = 1024
+# Three nodes share the cores, as in `torc demo`.
+SHARED = {"TOKIO_WORKER_THREADS": str(max(1, os.cpu_count() // 3))}
 TICK = os.sysconf("SC_CLK_TCK")
 
 
@@ -57,10 +59,12 @@ def wait_for(what, look, seconds=60):
 class Process:
     """A process with what the kernel counts about it."""
 
-    def __init__(self, command, log):
+    def __init__(self, command, log, environment=None):
         self.log = log
         with open(log, "wb") as out:
-            self.child = subprocess.Popen(command, stdout=out, stderr=out, stdin=subprocess.DEVNULL)
+            self.child = subprocess.Popen(
+                command, stdout=out, stderr=out, stdin=subprocess.DEVNULL, env={**os.environ, **(environment or {})}
+            )
 
     def path(self, name):
         return f"/proc/{self.child.pid}/{name}"
@@ -103,7 +107,7 @@ class Cluster:
                 os.path.join(folder, f"{durability}-{i}"), "--http", self.http[i], "--admin", self.admin[i],
                 "--peer", peers[i], "--durability", durability, *formation,
             ]
-            self.nodes.append(Process(command, os.path.join(folder, f"{durability}-{i}.log")))
+            self.nodes.append(Process(command, os.path.join(folder, f"{durability}-{i}.log"), SHARED))
             wait_for(f"node {i + 1} (its log: {self.nodes[-1].log})", lambda: get(f"http://{self.http[i]}/health/ready"))
         wait_for("three members", lambda: all(len(json.loads(get(f"http://{a}/ring"))["members"]) == 3 for a in self.admin))
 

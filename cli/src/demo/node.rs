@@ -22,6 +22,9 @@ const LOG_BYTES: u64 = 64 << 10;
 /// Time for a node to read its pipe.
 const TELL_MAX: Duration = Duration::from_secs(2);
 
+/// Nodes that a demo has mostly.
+const NODES_USUAL: usize = 3;
+
 /// How a node gets into its cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Formation {
@@ -157,6 +160,8 @@ impl Node {
             .stdin(Stdio::piped())
             .stdout(log.try_clone().context("cannot share the log")?)
             .stderr(log);
+        // After the settings are cleared, because this is none: the runtime of the node reads it by itself.
+        command.env("TOKIO_WORKER_THREADS", threads().to_string());
         // A process group of its own, so that the terminal's Ctrl-C reaches the demo alone, which then stops
         // the nodes in order.
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
@@ -263,6 +268,13 @@ impl Node {
 
 fn node_name(number: usize) -> String {
     format!("node-{number}")
+}
+
+/// Threads of one node's runtime. The nodes of a demo share the machine: with a thread for each core, each of
+/// them would wake threads that only wait for each other's time.
+fn threads() -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    (cores / NODES_USUAL).max(1)
 }
 
 fn send(child: &Child, signal: Signal) -> anyhow::Result<()> {

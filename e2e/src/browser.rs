@@ -6,13 +6,16 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 use std::{env, fs};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tungstenite::{Message, WebSocket};
@@ -33,8 +36,7 @@ pub struct Browser {
     next: u64,
     complaints: Vec<String>,
     requests: Vec<String>,
-    // Dropped last: the profile is in use until the browser has ended.
-    _profile: TempDir,
+    profile: TempDir,
 }
 
 fn program() -> PathBuf {
@@ -56,12 +58,15 @@ impl Browser {
     pub fn start() -> Self {
         let profile = TempDir::with_prefix("torc-browser-")
             .unwrap_or_else(|error| panic!("make a folder for the browser: {error}"));
-        let mut command = Command::new(program());
+        let mut command = process::bound(&program());
+        // A group of its own, so that its helpers end with it.
+        command.process_group(0);
         command
             .args([
                 "--headless=new",
                 // Tests run as root in containers, where its sandbox cannot be set up; it sees our pages only.
                 "--no-sandbox",
+                "--no-zygote",
                 "--disable-dev-shm-usage",
                 "--disable-gpu",
                 "--no-first-run",
@@ -87,7 +92,7 @@ impl Browser {
             next: 0,
             complaints: Vec::new(),
             requests: Vec::new(),
-            _profile: profile,
+            profile,
         };
         for domain in ["Page", "Runtime", "Log", "Network"] {
             browser.call(&format!("{domain}.enable"), &json!({}));
@@ -297,8 +302,20 @@ impl Browser {
 impl Drop for Browser {
     fn drop(&mut self) {
         // It may have ended already.
-        let _ = self.child.kill();
+        if let Ok(group) = i32::try_from(self.child.id()) {
+            let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
+        }
         let _ = self.child.wait();
+        // A helper that is still ending may yet write into the profile; then it is removed again.
+        let profile = self.profile.path().to_owned();
+        let _ = wait::try_until("the end of the browser", Duration::from_secs(5), || {
+            let removed = fs::remove_dir_all(&profile);
+            if profile.exists() {
+                removed.map_err(|error| error.to_string())
+            } else {
+                Ok(())
+            }
+        });
     }
 }
 

@@ -38,6 +38,16 @@ pub fn torc_behind(prefix: &[String], home: &Path) -> Command {
     command
 }
 
+/// A command whose process the kernel ends with ours, where it can.
+pub fn bound(program: &Path) -> Command {
+    if !die_with_parent() {
+        return Command::new(program);
+    }
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "--"]).arg(program);
+    command
+}
+
 fn die_with_parent() -> bool {
     static WORKS: OnceLock<bool> = OnceLock::new();
     *WORKS.get_or_init(|| {

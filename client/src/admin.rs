@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use http::Method;
+use http::header::CONTENT_TYPE;
+use http::{HeaderValue, Method};
 use serde::{Deserialize, Serialize};
 
 use crate::call::{Operation, Repeat};
@@ -201,6 +202,8 @@ impl Admin {
     async fn send(&self, method: Method, target: String, body: Vec<u8>) -> Result<Answer, Error> {
         let mut call = Call::get(target);
         (call.method, call.body) = (method, body.into());
+        let json = HeaderValue::from_static("application/json");
+        call.headers.insert(CONTENT_TYPE, json);
         let operation = self.client.operation(call, Repeat::IfNotWritten);
         found(self.client.run(&operation, None).await?)
     }

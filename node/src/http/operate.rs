@@ -102,7 +102,6 @@ pub(super) async fn bucket(call: &Call<'_>, body: Incoming) -> Result<Response<B
         Method::PUT => put_bucket(call, body).await,
         Method::DELETE => {
             no_parameters(call)?;
-            gather(call, body).await?;
             let name = admin::bucket_name(call)?;
             let change = BucketChange::Delete { name };
             ask(call, AdminRequest::Bucket(change)).await?;
@@ -260,7 +259,14 @@ fn post(call: &Call<'_>) -> Result<(), Refused> {
     no_parameters(call)
 }
 
+/// Gathers a body of JSON. That it says to be JSON is asked for, because a page of another site can make a
+/// browser post anything but that.
 async fn gather(call: &Call<'_>, body: Incoming) -> Result<Bytes, Refused> {
+    let kind = call.heads.content_type.and_then(|kind| kind.to_str().ok());
+    let kind = kind.and_then(|kind| kind.split(';').next()).unwrap_or("");
+    if !kind.trim().eq_ignore_ascii_case("application/json") {
+        return Err(Problem::media_type("application/json"));
+    }
     let patience = call.handle().settings().limits.body_timeout;
     body::gather(body, BODY_BYTES_MAX, patience).await
 }

@@ -217,13 +217,6 @@ async fn the_ring_is_told_on_both_listeners_and_the_secret_on_none() {
         (&bucket["n"], &bucket["r"], &bucket["conflict"]),
         (&3.into(), &json!("quorum"), &json!("lww"))
     );
-    assert_eq!(
-        admin
-            .ask("DELETE", "/buckets/default", &[], b"")
-            .await
-            .status,
-        405
-    );
     let page = facade.get("/").await;
     assert!(page.must("content-type").starts_with("text/html") && page.text().contains("/health"));
     for target in [
@@ -238,6 +231,90 @@ async fn the_ring_is_told_on_both_listeners_and_the_secret_on_none() {
     ] {
         assert_eq!(facade.get(target).await.problem(), "not-found", "{target}");
     }
+}
+
+#[tokio::test]
+async fn what_changes_the_cluster_says_to_be_json_and_is_refused_where_it_makes_no_sense() {
+    let facade = Facade::start().await;
+    let mut admin = facade.admin().await;
+    let json = [("content-type", "application/json")];
+    // A page of another site can make a browser post text, and must get nowhere.
+    let leave = br#"{"changes":[{"change":"leave","node":"n1"}]}"#;
+    for target in ["/ring/plan", "/ring/commit", "/ring/abort"] {
+        let answer = admin
+            .ask("POST", target, &[("content-type", "text/plain")], leave)
+            .await;
+        assert_eq!(
+            (answer.status, answer.problem().as_str()),
+            (415, "media-type"),
+            "{target}"
+        );
+        assert_eq!(
+            admin.ask("GET", target, &[], b"").await.status,
+            405,
+            "{target}"
+        );
+        // The cluster machine is not there in this test: its answer is that it does not serve.
+        assert_eq!(
+            admin.ask("POST", target, &json, leave).await.status,
+            503,
+            "{target}"
+        );
+    }
+    for bad in [
+        "",
+        "{}",
+        r#"{"changes":[]}"#,
+        r#"{"changes":[{"change":"grow"}]}"#,
+        r#"{"changes":1}"#,
+    ] {
+        let answer = admin.ask("POST", "/ring/plan", &json, bad.as_bytes()).await;
+        assert_eq!(
+            (answer.status, answer.problem().as_str()),
+            (400, "body"),
+            "{bad}"
+        );
+    }
+    for bad in [
+        r#"{"n":0}"#,
+        r#"{"n":17}"#,
+        r#"{"r":"most"}"#,
+        r#"{"ttl":"30"}"#,
+        r#"{"size":1}"#,
+    ] {
+        let answer = admin
+            .ask("PUT", "/buckets/new", &json, bad.as_bytes())
+            .await;
+        assert_eq!(
+            (answer.status, answer.problem().as_str()),
+            (400, "body"),
+            "{bad}"
+        );
+    }
+    let siblings = admin
+        .ask("PUT", "/buckets/new", &json, br#"{"conflict":"siblings"}"#)
+        .await;
+    assert_eq!(siblings.problem(), "conflict-mode");
+    assert_eq!(
+        admin.ask("PUT", "/buckets/new", &json, b"{}").await.status,
+        503
+    );
+    assert_eq!(
+        admin
+            .ask("DELETE", "/buckets/default", &[], b"")
+            .await
+            .status,
+        503
+    );
+    assert_eq!(
+        admin
+            .ask("PATCH", "/buckets/default", &[], b"")
+            .await
+            .status,
+        405
+    );
+    let buckets = admin.ask("GET", "/buckets", &[], b"").await.json();
+    assert_eq!(buckets["buckets"][0]["name"], "default");
 }
 
 #[tokio::test]

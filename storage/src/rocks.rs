@@ -395,9 +395,11 @@ impl Inner {
     /// Decides what a failed write means.
     fn judge(&self, step: FatalStep, failure: Failure) -> StoreError {
         match failure {
+            // Some of the group may have reached the log, and come back with it after a restart: nobody may
+            // be told that nothing was written, as a refusal beforehand tells them.
             failure if failure.is_no_space() => {
                 self.space.note_refused();
-                StoreError::Full
+                StoreError::Failed
             }
             Failure::Rocks(error) if error.kind() == ErrorKind::Corruption => {
                 if !self.corrupt.swap(true, Ordering::AcqRel) {

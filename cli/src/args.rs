@@ -1,6 +1,7 @@
 //! The command line. Names of commands and flags are an interface.
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -31,6 +32,8 @@ pub(crate) enum Command {
     Bench(BenchArgs),
     /// Run one node
     Serve(Box<ServeArgs>),
+    /// Take queued writes from RabbitMQ and have the nodes store them
+    Worker(WorkerArgs),
     /// Print a key's value
     Get(GetArgs),
     /// Store a value, from the command line, a file or standard input
@@ -514,6 +517,31 @@ pub(crate) struct ServeArgs {
     /// Stop when standard input ends: whoever started this node is gone
     #[arg(long, hide = true)]
     pub(crate) parent_pipe: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WorkerArgs {
+    /// Data address of a node; of several, separated by commas, the next one is asked when one does not answer
+    #[arg(long, value_name = "URL", value_delimiter = ',', env = "TORC_NODE_URL", default_value = DATA_DEFAULT)]
+    pub(crate) node: Vec<String>,
+    /// Where health and metrics are served
+    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:9181")]
+    pub(crate) http: SocketAddr,
+    /// Messages in work at a time
+    #[arg(long, value_name = "COUNT", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=10_000))]
+    pub(crate) prefetch: u16,
+    /// Attempts after which a message that the nodes refuse goes to the dead letters
+    #[arg(long, value_name = "COUNT", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    pub(crate) tries: u32,
+    /// Put what is in the dead letters back into the queue, and end
+    #[arg(long)]
+    pub(crate) redrive: bool,
+    /// Configuration file: its section [queue] says where the brokers are
+    #[arg(long, value_name = "FILE", env = "TORC_CONFIG")]
+    pub(crate) config: Option<PathBuf>,
+    /// A setting, such as queue.brokers=127.0.0.1:5672
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub(crate) set: Vec<String>,
 }
 
 #[derive(Debug, Args)]

@@ -19,6 +19,7 @@ mod repair;
 mod ring;
 mod serve;
 mod status;
+mod worker;
 
 use std::process::ExitCode;
 
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Serve(args) => serve::run(&args),
+        Command::Worker(args) => worker::run(args),
         Command::Demo(args) => demo::run(args),
         Command::Bench(args) => block_on(bench::run(args)),
         Command::Get(args) => block_on(keys::get(args)),

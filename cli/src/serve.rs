@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::future::Future;
 use std::io::{self, BufRead as _};
+use std::path::Path;
 use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
@@ -42,8 +43,15 @@ pub(crate) fn run(args: &ServeArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn settings(args: &ServeArgs) -> anyhow::Result<Settings> {
+    let mut layers = layers(args.config.as_deref())?;
+    layers.flags(flags(args)?)?;
+    Ok(layers.settings()?)
+}
+
+/// The configuration file and the environment.
+pub(crate) fn layers(file: Option<&Path>) -> anyhow::Result<Layers> {
     let mut layers = Layers::new();
-    if let Some(file) = &args.config {
+    if let Some(file) = file {
         let text = crate::config::read(file).map_err(|error| Usage(format!("{error:#}")))?;
         layers
             .file(&text)
@@ -54,8 +62,7 @@ fn settings(args: &ServeArgs) -> anyhow::Result<Settings> {
         Some((name, value.into_string().ok()))
     });
     layers.environment(variables)?;
-    layers.flags(flags(args)?)?;
-    Ok(layers.settings()?)
+    Ok(layers)
 }
 
 fn flags(args: &ServeArgs) -> Result<Vec<(&str, String, String)>, SettingsError> {
@@ -80,20 +87,28 @@ fn flags(args: &ServeArgs) -> Result<Vec<(&str, String, String)>, SettingsError>
         .into_iter()
         .filter_map(|(key, value)| Some((key, value?, format!("--{}", key.replace('_', "-")))))
         .collect();
-    for assignment in &args.set {
+    flags.extend(assignments(&args.set)?);
+    Ok(flags)
+}
+
+/// What `--set` says.
+pub(crate) fn assignments(set: &[String]) -> Result<Vec<(&str, String, String)>, SettingsError> {
+    let each = set.iter().map(|assignment| {
         let (key, value) =
             assignment
                 .split_once('=')
                 .ok_or_else(|| SettingsError::NotAnAssignment {
                     given: assignment.clone(),
                 })?;
-        flags.push((key.trim(), value.trim().to_owned(), "--set".to_owned()));
-    }
-    Ok(flags)
+        Ok((key.trim(), value.trim().to_owned(), "--set".to_owned()))
+    });
+    each.collect()
 }
 
 /// Ends with the first SIGTERM, SIGINT, or the parent's end. A second signal ends the process at once.
-fn stop(parent: Option<oneshot::Receiver<()>>) -> anyhow::Result<impl Future<Output = ()>> {
+pub(crate) fn stop(
+    parent: Option<oneshot::Receiver<()>>,
+) -> anyhow::Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
     Ok(async move {

@@ -6,6 +6,7 @@
 mod error;
 mod keys;
 mod layers;
+mod side;
 #[cfg(test)]
 mod tests;
 mod units;
@@ -17,6 +18,7 @@ use std::time::Duration;
 pub use error::{Origin, SettingsError};
 pub use keys::default_config;
 pub use layers::{FILE_BYTES_MAX, Layers};
+pub use side::{Cache, CachePlace, Queue};
 pub use units::{format_duration, format_size, parse_duration, parse_size};
 
 /// Reads a configuration file alone, without environment and flags.
@@ -85,6 +87,10 @@ pub struct Settings {
     pub gossip_interval: Duration,
     /// RocksDB.
     pub storage: Storage,
+    /// The read cache, if there is one.
+    pub cache: Option<Cache>,
+    /// The write queue, if there is one.
+    pub queue: Option<Queue>,
 }
 
 /// How a node comes by its cluster.

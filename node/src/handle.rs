@@ -10,13 +10,15 @@ use torc_protocol::client::{ClientError, ClientOp, ClientReply, ClientRequest};
 use torc_protocol::cluster_admin::{AdminError, AdminReply, AdminRequest};
 use torc_protocol::shard_io::{Input, View};
 use torc_protocol::time::{Mono, Now, Wall};
-use torc_ring::{NodeId, PartitionId, RingVersion, Token};
+use torc_ring::{ConflictMode, NodeId, PartitionId, RingVersion, Token};
 use torc_storage::Store;
 
 use crate::cluster_task::ClusterMail;
 use crate::config::Settings;
 use crate::metrics::Metrics;
 use crate::shard_task::Mail;
+use crate::side::Side;
+use crate::side::cache::{Cache, Written};
 use crate::transport::Transport;
 
 /// The cluster machine answers earlier than this; a node that is stopping may not.
@@ -54,6 +56,7 @@ struct Inner {
     inlets: OnceLock<Vec<mpsc::UnboundedSender<Mail>>>,
     parts: OnceLock<Parts>,
     operators: OnceLock<mpsc::UnboundedSender<ClusterMail>>,
+    side: OnceLock<Side>,
 }
 
 /// How far the copies of partitions at this node are known to agree with their other owners'.
@@ -189,6 +192,7 @@ impl Handle {
             inlets: OnceLock::new(),
             parts: OnceLock::new(),
             operators: OnceLock::new(),
+            side: OnceLock::new(),
         }))
     }
 
@@ -221,6 +225,18 @@ impl Handle {
     #[must_use]
     pub fn parts(&self) -> Option<&Parts> {
         self.0.parts.get()
+    }
+
+    /// Hands in the side services; only the first call counts, and none before it finds any.
+    pub fn set_side(&self, side: Side) {
+        let _ = self.0.side.set(side);
+    }
+
+    /// The side services.
+    #[must_use]
+    pub fn side(&self) -> &Side {
+        static NONE: Side = Side::NONE;
+        self.0.side.get().unwrap_or(&NONE)
     }
 
     /// So many hints, of so many bytes, wait in that shard for that target.
@@ -332,6 +348,12 @@ impl Handle {
             .into_iter()
             .map(|(target, (waiting, bytes))| (target, waiting, bytes))
             .collect();
+        if let Some(cache) = &self.side().cache {
+            state.cache = cache.condition();
+        }
+        if let Some(queue) = &self.side().queue {
+            state.queue = queue.condition();
+        }
         state
     }
 
@@ -378,9 +400,71 @@ impl Handle {
         }
     }
 
-    /// Hands the request to the shard that owns its partition and waits for the answer, which comes by
-    /// the request's deadline. A full queue is answered with [`ClientError::Overloaded`] at once.
+    /// Has the request done, and answers by its deadline. A full queue is answered with
+    /// [`ClientError::Overloaded`] at once. Reads that may be, are answered by the cache.
     pub async fn submit(&self, request: ClientRequest) -> ClientReply {
+        match &self.side().cache {
+            None => self.dispatch(request).await,
+            Some(cache) => self.submit_beside(cache, request, false).await.0,
+        }
+    }
+
+    /// The same for a read that may be answered by the cache whatever its bucket says. Answers also
+    /// whether it was.
+    pub async fn submit_to_cache(&self, request: ClientRequest) -> (ClientReply, bool) {
+        match &self.side().cache {
+            None => (self.dispatch(request).await, false),
+            Some(cache) => self.submit_beside(cache, request, true).await,
+        }
+    }
+
+    async fn submit_beside(
+        &self,
+        cache: &Cache,
+        request: ClientRequest,
+        always: bool,
+    ) -> (ClientReply, bool) {
+        let Some(view) = self.view() else {
+            return (self.dispatch(request).await, false);
+        };
+        let (bucket, begun) = (request.bucket, self.now().wall.0);
+        if let Some(written) = Written::of(&request) {
+            let reply = self.dispatch(request).await;
+            cache.on_write(&view, (&written, begun), &reply).await;
+            return (reply, false);
+        }
+        let key = match &request.op {
+            ClientOp::Get { key, r } => view
+                .config
+                .bucket_by_id(bucket)
+                .filter(|known| known.conflict == ConflictMode::Lww)
+                .filter(|known| always || cache.allows(known, *r))
+                .map(|_| key.clone()),
+            _ => None,
+        };
+        let Some(key) = key else {
+            return (self.dispatch(request).await, false);
+        };
+        if let Some(record) = cache.find((&view, bucket), &key, begun).await {
+            let found = ClientReply::Found {
+                record: Some(record),
+                now_micros: begun,
+            };
+            return (found, true);
+        }
+        let reply = self.dispatch(request).await;
+        if let ClientReply::Found {
+            record: Some(record),
+            ..
+        } = &reply
+        {
+            cache.fill((&view, bucket), &key, record, begun);
+        }
+        (reply, false)
+    }
+
+    /// Hands the request to the shard that owns its partition and waits for the answer.
+    async fn dispatch(&self, request: ClientRequest) -> ClientReply {
         let Some(partition) = self.partition_of(&request) else {
             return ClientReply::Failed(ClientError::NotReady);
         };

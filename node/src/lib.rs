@@ -14,5 +14,6 @@ pub mod metrics;
 pub mod node;
 pub mod pki;
 mod shard_task;
+pub mod side;
 mod switchboard;
 pub mod transport;

@@ -8,6 +8,7 @@
 mod process;
 mod scrape;
 mod series;
+mod side;
 
 use crate::transport::TransportMetrics;
 use std::sync::Arc;
@@ -16,10 +17,12 @@ use std::time::Duration;
 use torc_protocol::shard_io::Event;
 use torc_ring::{NodeId, ReadRepair};
 
+pub(crate) use self::process::process_text;
 pub use self::scrape::Scrape;
-pub use self::series::{Histogram, Tally};
+pub use self::series::{Counter, Histogram, Tally};
+pub use self::side::CacheResult;
 
-use self::series::{BATCH_BOUNDS, ByName, ByPeer, Counter, Gauge, HttpCounts, TIME_BOUNDS};
+use self::series::{BATCH_BOUNDS, ByName, ByPeer, Gauge, HttpCounts, TIME_BOUNDS};
 
 /// A resource of the facade, as the label `route` has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +33,8 @@ pub enum Route {
     Batch,
     Compatible,
     CacheStats,
+    Writes,
+    Write,
     Page,
     HealthLive,
     HealthReady,
@@ -53,12 +58,14 @@ pub enum Route {
 }
 
 impl Route {
-    pub(crate) const ALL: [Self; 25] = [
+    pub(crate) const ALL: [Self; 27] = [
         Self::Key,
         Self::Bucket,
         Self::Batch,
         Self::Compatible,
         Self::CacheStats,
+        Self::Writes,
+        Self::Write,
         Self::Page,
         Self::HealthLive,
         Self::HealthReady,
@@ -88,6 +95,8 @@ impl Route {
             Self::Batch => "/kv/{bucket}/_batch",
             Self::Compatible => "/kv",
             Self::CacheStats => "/cache/stats",
+            Self::Writes => "/writes",
+            Self::Write => "/writes/{id}",
             Self::Page => "/",
             Self::HealthLive => "/health/live",
             Self::HealthReady => "/health/ready",
@@ -196,6 +205,11 @@ pub struct Metrics {
     collisions: Counter,
     /// `torc_shed_total{reason}`: work refused early, by the facade or a shard.
     shed: ByName,
+    /// `torc_cache_requests_total{result}`: reads that may use the cache: answered by it, not answered, or
+    /// gone on without it because it was down or slow.
+    cache: [Counter; 3],
+    /// `torc_changes_total{result}`: changes told to the feed, and those that a bound has left out.
+    changes: [Counter; 2],
 }
 
 impl Default for Metrics {
@@ -225,6 +239,8 @@ impl Default for Metrics {
             transfer_bytes: Counter::default(),
             collisions: Counter::default(),
             shed: ByName::default(),
+            cache: Default::default(),
+            changes: Default::default(),
         }
     }
 }

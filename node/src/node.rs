@@ -32,6 +32,7 @@ use crate::join;
 use crate::metrics::Metrics;
 use crate::pki::{self, PkiError};
 use crate::shard_task::{self, Inlets, Mail, Outlets, PEER_BATCHES_MAX, SUBMISSIONS_MAX, Tools};
+use crate::side::{Side, SideError, changes};
 use crate::switchboard::{Routing, Switchboard};
 use crate::transport::{Transport, TransportError, TransportSettings};
 
@@ -126,6 +127,9 @@ pub enum NodeError {
         /// The address.
         address: String,
     },
+    /// A side service cannot be set up.
+    #[error(transparent)]
+    Side(#[from] SideError),
     /// A part of it has ended unexpectedly.
     #[error("a part of the node has ended unexpectedly; the log says why")]
     Stopped,
@@ -187,6 +191,10 @@ pub async fn run(
         transport: transport.clone(),
     });
 
+    let (stop_side, side_stopping) = watch::channel(false);
+    let parts = (&store, &committer);
+    start_side(&settings, &handle, parts, &side_stopping).await?;
+
     let bounds = own_bounds(&store)?;
     let now = handle.now();
     let tools = |index: usize| Tools {
@@ -247,6 +255,7 @@ pub async fn run(
     };
     watcher.abort();
     let _ = stop_http.send(true);
+    let _ = stop_side.send(true);
     let parts = Stopping {
         handle,
         servers,
@@ -258,6 +267,23 @@ pub async fn run(
         .stop(settings.limits.shutdown, || cluster_run.abort())
         .await;
     result
+}
+
+/// Sets up the side services; whether they are there is found out later.
+async fn start_side(
+    settings: &Settings,
+    handle: &Handle,
+    (store, committer): (&Store, &Committer),
+    stopping: &watch::Receiver<bool>,
+) -> Result<(), NodeError> {
+    let side = Side::start(settings, &handle.shared_metrics(), store, stopping).await?;
+    if let (Some(queue), Some(outbox)) = (&side.queue, &side.outbox) {
+        let tells = (handle.clone(), Arc::clone(queue), Arc::clone(outbox));
+        let from = (store.clone(), committer.clone());
+        tokio::spawn(changes::tell(tells, from, stopping.clone()));
+    }
+    handle.set_side(side);
+    Ok(())
 }
 
 /// What is stopped in order.
@@ -336,6 +362,8 @@ fn start_committer(
         // A receiver is gone only when the node has stopped.
         let _ = match shards.get(index) {
             Some(shard) => shard.mail.send(Mail::Committed(results)).is_ok(),
+            // The change feed waits for no outcome.
+            None if index == changes::COMMIT_INDEX => true,
             None => cluster.send(ClusterMail::Committed(results)).is_ok(),
         };
     });

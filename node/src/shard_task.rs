@@ -16,7 +16,7 @@ use torc_protocol::cluster_admin::Progress;
 use torc_protocol::message::PeerMessage;
 use torc_protocol::shard::Shard;
 use torc_protocol::shard_io::{Event, Input, Output};
-use torc_protocol::store::{CommitId, Found, Query, ReadId, StoreError};
+use torc_protocol::store::{Batch, CommitId, Found, Query, ReadId, StoreError};
 use torc_protocol::time::{Mono, Now};
 use torc_ring::{ConfigVersion, NodeId, RingVersion};
 use torc_storage::{Committer, Store};
@@ -233,7 +233,7 @@ impl Task {
             Output::Send(to, message) => self.tools.transport.send(to, message),
             Output::Read(id, query) => self.read(now, id, query),
             Output::Commit(id, batch) => {
-                if let Err((id, _)) = self.tools.committer.submit(index, id, batch) {
+                if let Err((id, _)) = self.commit(id, batch) {
                     self.shard
                         .handle(now, Input::Committed(id, Err(StoreError::Failed)));
                 }
@@ -243,6 +243,18 @@ impl Task {
             Output::Covered(ring) => self.tell(ShardNews::Covered(index, ring)),
             Output::NewerConfig(peer, version) => self.tell(ShardNews::NewerConfig(peer, version)),
             Output::Event(event) => self.on_event(&event),
+        }
+    }
+
+    fn commit(&self, id: CommitId, batch: Batch) -> Result<(), (CommitId, Batch)> {
+        let (index, committer) = (self.tools.index, &self.tools.committer);
+        match &self.tools.handle.side().outbox {
+            None => committer.submit(index, id, batch),
+            Some(outbox) => {
+                let view = self.tools.handle.view();
+                let of = (view.as_deref(), &self.tools.handle);
+                outbox.submit(of, committer, (index, id), batch)
+            }
         }
     }
 

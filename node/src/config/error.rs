@@ -100,6 +100,13 @@ pub enum SettingsError {
          pass --pki DIR"
     )]
     PeerWithoutPki { address: String },
+    #[error("cache.redis and cache.sentinels exclude each other: the sentinels know the server")]
+    ServerAndSentinels,
+    #[error(
+        "the broker {broker} is not on loopback, where RabbitMQ's default password does not work and must not: \
+         set queue.user and queue.password_file"
+    )]
+    DefaultPassword { broker: String },
 }
 
 fn hint(nearest: Option<&'static str>) -> String {

@@ -20,6 +20,8 @@ pub(super) enum Kind {
     HostPort,
     /// Several `host:port`.
     HostPorts,
+    /// Several names of buckets.
+    Buckets,
     /// `true` or `false`.
     Flag,
     /// A whole number.
@@ -47,6 +49,7 @@ impl Kind {
             Self::HostPorts => {
                 "a list of 1-100 addresses as HOST:PORT, such as [\"127.0.0.1:7081\"]".to_owned()
             }
+            Self::Buckets => "a list of 1-100 names of buckets, such as [\"default\"]".to_owned(),
             Self::Flag => "true or false".to_owned(),
             Self::Number(range) => {
                 format!("a whole number from {} to {}", range.start(), range.end())
@@ -110,7 +113,12 @@ impl Key {
     }
 }
 
-const fn key(name: &'static str, kind: Kind, default: &'static str, doc: &'static str) -> Key {
+pub(super) const fn key(
+    name: &'static str,
+    kind: Kind,
+    default: &'static str,
+    doc: &'static str,
+) -> Key {
     Key {
         name,
         kind,
@@ -120,7 +128,12 @@ const fn key(name: &'static str, kind: Kind, default: &'static str, doc: &'stati
     }
 }
 
-const fn optional(name: &'static str, kind: Kind, example: &'static str, doc: &'static str) -> Key {
+pub(super) const fn optional(
+    name: &'static str,
+    kind: Kind,
+    example: &'static str,
+    doc: &'static str,
+) -> Key {
     Key {
         name,
         kind,
@@ -393,20 +406,24 @@ pub(super) static KEYS: &[Key] = &[
     ),
 ];
 
+/// The keys of the node, then those of its side services.
+fn all() -> impl Iterator<Item = &'static Key> {
+    KEYS.iter().chain(super::side::KEYS)
+}
+
 /// The key of that name.
 pub(super) fn find(name: &str) -> Option<&'static Key> {
-    KEYS.iter().find(|key| key.name == name)
+    all().find(|key| key.name == name)
 }
 
 /// The key that an environment variable overrides.
 pub(super) fn find_variable(variable: &str) -> Option<&'static Key> {
-    KEYS.iter().find(|key| key.variable() == variable)
+    all().find(|key| key.variable() == variable)
 }
 
 /// Whether `name` is a section.
 pub(super) fn is_section(name: &str) -> bool {
-    KEYS.iter()
-        .any(|key| section(key.name) == name && !name.is_empty())
+    all().any(|key| section(key.name) == name && !name.is_empty())
 }
 
 fn section(name: &str) -> &str {
@@ -421,9 +438,8 @@ pub(super) fn nearest(unknown: &str) -> Option<&'static str> {
     if length > 64 {
         return None;
     }
-    let misplaced = KEYS.iter().find(|key| leaf(key.name) == leaf(unknown));
-    let similar = KEYS
-        .iter()
+    let misplaced = all().find(|key| leaf(key.name) == leaf(unknown));
+    let similar = all()
         .map(|key| (distance(unknown, key.name), key))
         .min_by_key(|(distance, _)| *distance)
         .filter(|(distance, _)| *distance <= (length / 3).max(2))
@@ -456,7 +472,7 @@ pub fn default_config() -> String {
          # Sizes and times have units: \"64MiB\", \"250ms\".\n",
     );
     let mut last = "";
-    for key in KEYS {
+    for key in all() {
         let section = section(key.name);
         if section != last {
             let _ = write!(text, "\n[{section}]\n");
@@ -518,12 +534,15 @@ mod tests {
 
     #[test]
     fn names_and_variables_are_unique() {
-        let mut names: Vec<_> = KEYS.iter().map(|key| key.name).collect();
-        let mut variables: Vec<_> = KEYS.iter().map(Key::variable).collect();
+        let mut names: Vec<_> = all().map(|key| key.name).collect();
+        let mut variables: Vec<_> = all().map(Key::variable).collect();
         names.sort_unstable();
         variables.sort_unstable();
         names.dedup();
         variables.dedup();
-        assert_eq!((names.len(), variables.len()), (KEYS.len(), KEYS.len()));
+        assert_eq!(
+            (names.len(), variables.len()),
+            (all().count(), all().count())
+        );
     }
 }

@@ -19,7 +19,7 @@ use super::{AntiEntropy, Durability, Hints, Limits, Settings, Start, Storage};
 
 /// Greatest size of a configuration file in bytes.
 pub const FILE_BYTES_MAX: usize = 1 << 20;
-/// Greatest number of addresses to join at.
+/// Greatest number of addresses, or of buckets, in a list.
 const JOIN_MAX: usize = 100;
 /// Bytes of a refused value that an error shows.
 const SHOWN_MAX: usize = 80;
@@ -224,6 +224,8 @@ impl Layers {
                 write_buffer: self.number("storage.write_buffer")? as usize,
                 reserve: self.number("storage.reserve")?,
             },
+            cache: self.cache()?,
+            queue: self.queue()?,
         };
         self.check(&settings)?;
         Ok(settings)
@@ -356,12 +358,19 @@ impl Layers {
             })
     }
 
-    fn text(&self, name: &'static str) -> Result<String, SettingsError> {
+    pub(super) fn text(&self, name: &'static str) -> Result<String, SettingsError> {
         self.required(name, text)
     }
 
-    fn optional(&self, name: &'static str) -> Result<Option<String>, SettingsError> {
+    pub(super) fn optional(&self, name: &'static str) -> Result<Option<String>, SettingsError> {
         self.read(name, text)
+    }
+
+    pub(super) fn list(&self, name: &'static str) -> Result<Option<Vec<String>>, SettingsError> {
+        self.read(name, |kind, raw| match kind {
+            Kind::Buckets => buckets(raw),
+            _ => addresses(raw),
+        })
     }
 
     fn socket(&self, name: &'static str) -> Result<SocketAddr, SettingsError> {
@@ -374,7 +383,7 @@ impl Layers {
         })
     }
 
-    fn flag(&self, name: &'static str) -> Result<bool, SettingsError> {
+    pub(super) fn flag(&self, name: &'static str) -> Result<bool, SettingsError> {
         self.required(name, |_, raw| match raw {
             Raw::Flag(flag) => Some(*flag),
             Raw::Text(text) => text.parse().ok(),
@@ -382,11 +391,11 @@ impl Layers {
         })
     }
 
-    fn number(&self, name: &'static str) -> Result<u64, SettingsError> {
+    pub(super) fn number(&self, name: &'static str) -> Result<u64, SettingsError> {
         self.required(name, number)
     }
 
-    fn time(&self, name: &'static str) -> Result<Duration, SettingsError> {
+    pub(super) fn time(&self, name: &'static str) -> Result<Duration, SettingsError> {
         self.required(name, |kind, raw| match (kind, raw) {
             (Kind::Time(range), Raw::Text(text)) => {
                 parse_duration(text).filter(|time| range.contains(&(time.as_millis() as u64)))
@@ -433,12 +442,22 @@ fn shards_auto() -> u64 {
     cores.div_ceil(2).next_power_of_two() as u64
 }
 
+fn items(raw: &Raw) -> Option<Vec<String>> {
+    match raw {
+        Raw::List(list) => Some(list.clone()),
+        Raw::Text(text) => Some(text.split(',').map(|part| part.trim().to_owned()).collect()),
+        _ => None,
+    }
+}
+
+fn buckets(raw: &Raw) -> Option<Vec<String>> {
+    let list = items(raw)?;
+    let fit = |name: &String| torc_ring::config::is_bucket_name(name);
+    ((1..=JOIN_MAX).contains(&list.len()) && list.iter().all(fit)).then_some(list)
+}
+
 fn addresses(raw: &Raw) -> Option<Vec<String>> {
-    let list = match raw {
-        Raw::List(list) => list.clone(),
-        Raw::Text(text) => text.split(',').map(|part| part.trim().to_owned()).collect(),
-        _ => return None,
-    };
+    let list = items(raw)?;
     ((1..=JOIN_MAX).contains(&list.len()) && list.iter().all(|address| is_host_port(address)))
         .then_some(list)
 }

@@ -2,7 +2,7 @@
 //! Errors have that service's shape, `{"detail": …}`.
 
 use bytes::Bytes;
-use http::{Method, Response};
+use http::{Method, Response, StatusCode};
 use hyper::body::Incoming;
 use serde::Deserialize;
 use serde_json::json;
@@ -17,6 +17,9 @@ use super::health::json_response;
 use super::keys::Target;
 use super::problem::{Access, Problem, Refused};
 use super::query;
+use super::writes;
+use crate::handle::Handle;
+use crate::side::cache::CacheState;
 
 /// Room for the JSON around key and value, and for escapes in them.
 const ENVELOPE_BYTES: usize = 64 << 10;
@@ -41,11 +44,17 @@ pub(super) async fn serve(call: &Call<'_>, body: Incoming) -> Result<Response<Bo
     }
 }
 
-/// There is no cache: its numbers are zero.
-pub(super) fn cache_stats() -> Response<Body> {
-    json_response(
-        &json!({"keys_count": 0, "max_keys_limit": 0, "memory_used_bytes": 0, "hits": 0, "misses": 0}),
-    )
+/// What the cache is like; without one its numbers are zero.
+pub(super) fn cache_stats(handle: &Handle) -> Response<Body> {
+    let state = handle.side().cache.as_ref().map(|cache| cache.state());
+    let of = |figure: fn(&CacheState) -> u64| state.as_ref().map_or(0, figure);
+    json_response(&json!({
+        "keys_count": of(|state| state.keys),
+        "max_keys_limit": of(|state| state.keys_max),
+        "memory_used_bytes": of(|state| state.bytes),
+        "hits": of(|state| state.hits),
+        "misses": of(|state| state.misses),
+    }))
 }
 
 async fn put(call: &Call<'_>, body: Incoming) -> Result<Response<Body>, Refused> {
@@ -73,22 +82,21 @@ async fn put(call: &Call<'_>, body: Incoming) -> Result<Response<Body>, Refused>
         content_type: Bytes::from_static(b"text/plain; charset=utf-8"),
         ttl_ms: None,
     };
-    write(call, Bytes::from(key), Some(value)).await?;
-    Ok(json_response(&json!({"detail": "stored"})))
+    write(call, Bytes::from(key), Some(value), "stored").await
 }
 
 async fn get(call: &Call<'_>) -> Result<Response<Body>, Refused> {
-    let record = find(call, key(call)?).await?;
-    let mut data = json!({"source": "database"});
+    let (record, cached) = find(call, key(call)?, true).await?;
+    let mut data = json!({"source": if cached { "cache" } else { "database" }});
     put_text(&mut data, "value", &record.value_bytes());
     Ok(json_response(&json!({ "data": data })))
 }
 
 async fn delete(call: &Call<'_>) -> Result<Response<Body>, Refused> {
     let key = key(call)?;
-    find(call, key.clone()).await?;
-    write(call, key, None).await?;
-    Ok(json_response(&json!({"detail": "deleted"})))
+    // The cache may be behind: a key that was just put has to be found.
+    find(call, key.clone(), false).await?;
+    write(call, key, None, "deleted").await
 }
 
 fn key(call: &Call<'_>) -> Result<Bytes, Refused> {
@@ -115,18 +123,24 @@ fn target(call: &Call<'_>, key: Bytes) -> Result<Target, Refused> {
     Target::new(call.view()?, DEFAULT_BUCKET, key)
 }
 
-/// The value, or the older service's 404.
-async fn find(call: &Call<'_>, key: Bytes) -> Result<Record, Refused> {
+/// The value and whether the cache had it, or the older service's 404.
+async fn find(call: &Call<'_>, key: Bytes, may_be_cached: bool) -> Result<(Record, bool), Refused> {
     let target = target(call, key)?;
     let op = ClientOp::Get {
         key: target.key,
         r: None,
     };
-    match call.submit(target.bucket, op, call.deadline(None)?).await {
+    let time = call.deadline(None)?;
+    let (reply, cached) = if may_be_cached {
+        call.submit_to_cache(target.bucket, op, time).await
+    } else {
+        (call.submit(target.bucket, op, time).await, false)
+    };
+    match reply {
         ClientReply::Found {
             record: Some(record),
             now_micros,
-        } if record.is_visible(now_micros) && record.kind() == Kind::Value => Ok(record),
+        } if record.is_visible(now_micros) && record.kind() == Kind::Value => Ok((record, cached)),
         ClientReply::Found { .. } => Err(Problem::key_not_found()),
         ClientReply::Failed(error) => {
             Err(Problem::client(error, Access::Read, call.handle().ready()))
@@ -137,8 +151,21 @@ async fn find(call: &Call<'_>, key: Bytes) -> Result<Record, Refused> {
     }
 }
 
-async fn write(call: &Call<'_>, key: Bytes, value: Option<Value>) -> Result<(), Refused> {
+/// Through the queue where there is one, else at once, which is then called `done`.
+async fn write(
+    call: &Call<'_>,
+    key: Bytes,
+    value: Option<Value>,
+    done: &'static str,
+) -> Result<Response<Body>, Refused> {
     let target = target(call, key)?;
+    if let Some(queue) = &call.handle().side().queue {
+        let (at, time) = ((target.bucket, target.key), call.deadline(None)?);
+        writes::accept(call, queue, at, (value, None, None), time).await?;
+        let mut response = json_response(&json!({"detail": "queued"}));
+        *response.status_mut() = StatusCode::ACCEPTED;
+        return Ok(response);
+    }
     let op = ClientOp::Put {
         key: target.key,
         value,
@@ -148,7 +175,7 @@ async fn write(call: &Call<'_>, key: Bytes, value: Option<Value>) -> Result<(), 
         context: None,
     };
     match call.submit(target.bucket, op, call.deadline(None)?).await {
-        ClientReply::Stored { .. } => Ok(()),
+        ClientReply::Stored { .. } => Ok(json_response(&json!({ "detail": done }))),
         ClientReply::Failed(error) => {
             Err(Problem::client(error, Access::Write, call.handle().ready()))
         }

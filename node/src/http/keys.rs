@@ -21,7 +21,7 @@ use super::problem::{Access, Problem, Refused};
 use super::query::{self, KeyQuery};
 use super::range::{self, Asked};
 use super::tags::{self, Known, Scope, Tags, Texts};
-use super::{Call, console};
+use super::{Call, console, writes};
 
 const CONTEXT: HeaderName = HeaderName::from_static("x-torc-context");
 const SUPERSEDED: HeaderName = HeaderName::from_static("x-torc-superseded");
@@ -327,6 +327,26 @@ async fn store(
     query: &KeyQuery,
     (time, context): (Duration, Option<Version>),
 ) -> Result<Response<Body>, Refused> {
+    if let Some(queue) = writes::wanted(call) {
+        for (given, name) in [
+            (query.fsync, "durability"),
+            (query.sloppy.is_some(), "sloppy"),
+        ] {
+            if given {
+                return Err(Problem::not_asynchronous(name));
+            }
+        }
+        let at = (target.bucket, target.key.clone());
+        let what = (value, query.quorum, context);
+        let taken = writes::accept(call, queue, at, what, time).await?;
+        let mut response = writes::accepted(&taken);
+        stamp(
+            response.headers_mut(),
+            &target.scope(call),
+            &taken.record.digest(),
+        );
+        return Ok(response);
+    }
     let op = ClientOp::Put {
         key: target.key.clone(),
         value,

@@ -28,6 +28,7 @@ mod server;
 mod tags;
 #[cfg(test)]
 mod tests;
+mod writes;
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -37,6 +38,7 @@ use bytes::Bytes;
 use http::request::Parts;
 use torc_protocol::client::{ClientOp, ClientReply, ClientRequest};
 use torc_protocol::context::ContextKey;
+use torc_protocol::queued::QueueKey;
 use torc_protocol::shard_io::View;
 use torc_ring::BucketId;
 
@@ -64,6 +66,7 @@ struct Facade {
     watches: AtomicUsize,
     quiet: router::Quiet,
     contexts: OnceLock<ContextKey>,
+    queue_keys: OnceLock<QueueKey>,
 }
 
 impl Facade {
@@ -75,6 +78,7 @@ impl Facade {
             watches: AtomicUsize::new(0),
             quiet: router::Quiet::default(),
             contexts: OnceLock::new(),
+            queue_keys: OnceLock::new(),
         }
     }
 
@@ -82,6 +86,12 @@ impl Facade {
     fn contexts(&self, view: &View) -> &ContextKey {
         self.contexts
             .get_or_init(|| ContextKey::new(&view.config.secret))
+    }
+
+    /// What makes and checks queued writes and their ids.
+    fn queue_keys(&self, view: &View) -> &QueueKey {
+        self.queue_keys
+            .get_or_init(|| QueueKey::new(&view.config.secret))
     }
 }
 
@@ -179,6 +189,22 @@ impl Call<'_> {
         let settings = self.handle().settings();
         self.heads
             .deadline(asked, settings.deadline, settings.deadline_max)
+    }
+
+    /// The same for a read that the cache may answer; says whether it has.
+    async fn submit_to_cache(
+        &self,
+        bucket: BucketId,
+        op: ClientOp,
+        time: Duration,
+    ) -> (ClientReply, bool) {
+        let request = ClientRequest {
+            deadline: self.handle().now().mono.plus(time.as_micros() as u64),
+            trace: self.trace.clone(),
+            bucket,
+            op,
+        };
+        self.handle().submit_to_cache(request).await
     }
 
     /// Has the core do it within `time` from now.

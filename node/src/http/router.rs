@@ -15,7 +15,7 @@ use hyper::body::Incoming;
 use super::body::Body;
 use super::problem::{Problem, Refused, TARGET_MAX};
 use super::request::Heads;
-use super::{Call, Guard, Side, admin, batch, compat, console, health, keys, list, operate};
+use super::{Call, Guard, Side, admin, batch, compat, console, health, keys, list, operate, writes};
 use crate::metrics::Route;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -46,6 +46,8 @@ pub(super) fn route(side: Side, path: &str, method: &Method) -> Route {
                 None => Route::None,
             },
             None if path == "/cache/stats" => Route::CacheStats,
+            None if path == "/writes" => Route::Writes,
+            None if path.starts_with("/writes/") => Route::Write,
             None => Route::None,
         },
         Side::Admin => match path {
@@ -126,7 +128,12 @@ async fn dispatch(
         return Err(Problem::uri_too_long());
     }
     match route {
-        Route::Key | Route::Bucket | Route::Batch | Route::Compatible => call.guard.place()?,
+        Route::Key
+        | Route::Bucket
+        | Route::Batch
+        | Route::Compatible
+        | Route::Writes
+        | Route::Write => call.guard.place()?,
         _ => {}
     }
     let handle = call.handle();
@@ -139,12 +146,13 @@ async fn dispatch(
         Route::RingPlan => operate::plan(call, body).await,
         Route::RingCommit => operate::commit(call, body).await,
         Route::RingAbort => operate::abort(call, body).await,
+        Route::Writes | Route::Write => writes::serve(call, body).await,
         Route::None => Err(Problem::no_route(call.parts.uri.path())),
         Route::Repair => admin::repair(call),
         _ if !matches!(call.parts.method, Method::GET | Method::HEAD) => {
             Err(Problem::method("GET, HEAD"))
         }
-        Route::CacheStats => Ok(compat::cache_stats()),
+        Route::CacheStats => Ok(compat::cache_stats(handle)),
         Route::Page => Ok(console::page(handle, call.side)),
         Route::Asset => console::asset(call.parts.uri.path()),
         Route::Docs => Ok(console::docs()),

@@ -46,6 +46,31 @@ impl Process {
     }
 }
 
+/// The same as Prometheus' text, for processes that have no registry.
+pub(crate) fn process_text() -> String {
+    let process = Process::read();
+    let whole = |value: Option<u64>| value.map(|value| value as f64);
+    let all = [
+        ("process_cpu_seconds_total", "counter", process.cpu_seconds),
+        (
+            "process_resident_memory_bytes",
+            "gauge",
+            whole(process.resident_bytes),
+        ),
+        ("process_open_fds", "gauge", whole(process.open_fds)),
+        ("process_max_fds", "gauge", whole(process.max_fds)),
+        ("process_threads", "gauge", whole(process.threads)),
+        ("process_start_time_seconds", "gauge", process.start_seconds),
+    ];
+    let mut text = String::new();
+    for (name, kind, value) in all {
+        if let Some(value) = value {
+            text += &format!("# TYPE {name} {kind}\n{name} {value}\n");
+        }
+    }
+    text
+}
+
 fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     text.lines()
         .find_map(|line| line.strip_prefix(name))?

@@ -17,6 +17,7 @@ use super::process::Process;
 use super::series::{Counter, Histogram};
 use super::{MODES, Metrics, TIMED};
 use crate::handle::{Agreement, Handle, State};
+use crate::side::Side;
 
 /// Microseconds in a second.
 const MICROS: f64 = 1e6;
@@ -24,7 +25,8 @@ const MICROS: f64 = 1e6;
 /// Everything that a scrape is made of.
 #[derive(Debug)]
 pub struct Scrape {
-    metrics: Arc<Metrics>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) side: Side,
     view: Option<Arc<View>>,
     state: State,
     agreement: Agreement,
@@ -44,6 +46,7 @@ impl Scrape {
         let peers = parts.map_or_else(Vec::new, |parts| parts.transport.peers());
         Self {
             metrics: handle.shared_metrics(),
+            side: handle.side().clone(),
             view: handle.view(),
             state: handle.state(),
             agreement: handle.agreement(),
@@ -480,16 +483,17 @@ impl Collector for Scrape {
         self.agreement(&mut out)?;
         self.membership(&mut out)?;
         self.store(&mut out)?;
+        self.side(&mut out)?;
         self.process(&mut out)
     }
 }
 
 /// The encoder, with the shapes that are needed here. Counters are named without `_total`, which the
 /// encoder adds.
-struct Out<'a>(DescriptorEncoder<'a>);
+pub(super) struct Out<'a>(DescriptorEncoder<'a>);
 
 impl Out<'_> {
-    fn family<'s>(
+    pub(super) fn family<'s>(
         &'s mut self,
         name: &'s str,
         help: &str,
@@ -505,7 +509,7 @@ impl Out<'_> {
         )
     }
 
-    fn gauge(&mut self, name: &str, help: &str, value: f64) -> fmt::Result {
+    pub(super) fn gauge(&mut self, name: &str, help: &str, value: f64) -> fmt::Result {
         self.family(name, help, MetricType::Gauge)?
             .encode_gauge(&value)
     }
@@ -533,7 +537,7 @@ impl Out<'_> {
     }
 }
 
-fn counter(encoder: &mut MetricEncoder<'_>, count: u64) -> fmt::Result {
+pub(super) fn counter(encoder: &mut MetricEncoder<'_>, count: u64) -> fmt::Result {
     encoder.encode_counter::<NoLabelSet, u64, f64>(&count, None)
 }
 

@@ -33,7 +33,8 @@ impl Counter {
         self.0.fetch_add(count, Ordering::Relaxed);
     }
 
-    pub(super) fn value(&self) -> u64 {
+    /// What it has come to.
+    pub fn value(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }

@@ -102,6 +102,19 @@ const CONTEXT: Given = given(
     "What an earlier answer said: the write orders after what that answer showed",
 );
 
+const PREFER: Given = given(
+    "Prefer",
+    Place::Header,
+    Kind::Word(&["respond-async"]),
+    "Answer once the write is in the queue, where one is configured; goes with `w`, `ttl` and `deadline` only",
+);
+
+const QUEUED: Answer = answer(
+    "202",
+    "In the queue: `Location` says where to ask for it, `ETag` and `X-Torc-Context` are those that it will have",
+    JSON,
+    Kind::Shape("Write"),
+);
 const BAD: Answer = problem(
     "400",
     "A parameter, the bucket's name, the key, or the context is malformed",
@@ -203,6 +216,7 @@ pub(in crate::http) const OPERATIONS: &[Operation] = &[
             DEADLINE,
             DURABILITY,
             CONTEXT,
+            PREFER,
         ],
         body: Some(Sent {
             media: "*/*",
@@ -214,6 +228,7 @@ pub(in crate::http) const OPERATIONS: &[Operation] = &[
                 "204",
                 "Stored, with `ETag` and `X-Torc-Context`; `X-Torc-Superseded: true` when a newer version was there already",
             ),
+            QUEUED,
             BAD,
             NO_BUCKET,
             TOO_LARGE,
@@ -229,9 +244,12 @@ pub(in crate::http) const OPERATIONS: &[Operation] = &[
         sides: DATA,
         tag: "keys",
         summary: "Delete a key",
-        parameters: &[BUCKET, KEY, W, SLOPPY, DEADLINE, DURABILITY, CONTEXT],
+        parameters: &[
+            BUCKET, KEY, W, SLOPPY, DEADLINE, DURABILITY, CONTEXT, PREFER,
+        ],
         answers: &[
             bare("204", "Deleted, whether or not the key was there"),
+            QUEUED,
             BAD,
             NO_BUCKET,
             SHED,
@@ -311,6 +329,55 @@ pub(in crate::http) const OPERATIONS: &[Operation] = &[
             SHED,
             NOT_READY,
         ],
+    },
+    Operation {
+        route: Route::Write,
+        sides: DATA,
+        tag: "keys",
+        summary: "What has become of an asynchronous write",
+        parameters: &[given("id", Place::Path, Kind::Text, "As `Location` said")],
+        answers: &[
+            answer("200", "Its state", JSON, Kind::Shape("Write")),
+            problem(
+                "404",
+                "No such write, it was accepted too long ago, or this node has no queue",
+            ),
+            SHED,
+            UNAVAILABLE,
+        ],
+        ..PLAIN
+    },
+    Operation {
+        route: Route::Writes,
+        method: "POST",
+        sides: DATA,
+        tag: "keys",
+        summary: "Hand in a queued write, as workers do",
+        parameters: &[given(
+            "give_up",
+            Place::Query,
+            Kind::Text,
+            "Do not store it, but note that it has failed for this reason",
+        )],
+        body: Some(Sent {
+            media: crate::side::worker::MEDIA_TYPE,
+            kind: Kind::Bytes,
+            text: "A message of the queue, signed by the node that has accepted the write",
+        }),
+        answers: &[
+            bare(
+                "204",
+                "Stored, or noted; `X-Torc-Superseded: true` when a newer version was there already",
+            ),
+            problem("400", "This is no queued write of this cluster"),
+            NO_BUCKET,
+            problem("410", "It was accepted too long ago"),
+            problem("415", "The body is of another type"),
+            SHED,
+            UNAVAILABLE,
+            FULL,
+        ],
+        ..PLAIN
     },
     Operation {
         route: Route::Compatible,

@@ -72,6 +72,24 @@ pub(super) const SHAPES: &[Shape] = &[
         ],
     },
     Shape {
+        name: "Write",
+        text: "An asynchronous write",
+        fields: &[
+            field("id", Kind::Text, ""),
+            field(
+                "state",
+                Kind::Word(&["pending", "applied", "failed"]),
+                "",
+            ),
+            maybe("superseded", Kind::Flag, "A newer write is what readers see"),
+            maybe("reason", Kind::Text, "Why it has failed"),
+            maybe("bucket", Kind::Text, ""),
+            maybe("key", Kind::Text, ""),
+            maybe("etag", Kind::Text, "The version that it has or will have"),
+            maybe("accepted_us", Kind::Whole, "Microseconds since 1970"),
+        ],
+    },
+    Shape {
         name: "Detail",
         text: "Answers and errors of the older service",
         fields: &[field("detail", Kind::Text, "")],

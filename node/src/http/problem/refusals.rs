@@ -10,6 +10,7 @@ use torc_ring::{ConflictMode, Quorum};
 
 use super::{Problem, Refused, TARGET_MAX, shorten};
 use crate::handle::NotReady;
+use crate::side::queue::PublishError;
 
 #[allow(clippy::unnecessary_box_returns)] // see `Refused`
 impl Problem {
@@ -215,6 +216,70 @@ impl Problem {
             shorten(path)
         );
         Self::new(StatusCode::NOT_FOUND, "not-found", "Not found", detail).boxed()
+    }
+
+    pub(in crate::http) fn no_queue() -> Refused {
+        let detail = "this node has no queue, so there are no asynchronous writes";
+        Self::new(StatusCode::NOT_FOUND, "not-found", "Not found", detail).boxed()
+    }
+
+    pub(in crate::http) fn no_write(why: &str) -> Refused {
+        let detail = format!("nothing is known of a write with this id: {why}");
+        Self::new(
+            StatusCode::NOT_FOUND,
+            "no-such-write",
+            "No such write",
+            detail,
+        )
+        .boxed()
+    }
+
+    pub(in crate::http) fn bad_message(why: &str) -> Refused {
+        let detail = format!("this is no queued write: {why}");
+        Self::bad("body", "Malformed body", detail).boxed()
+    }
+
+    pub(in crate::http) fn write_too_old(lifetime_ms: u64) -> Refused {
+        let limit = super::super::writes::age(lifetime_ms);
+        let detail = format!(
+            "the write was accepted more than {limit} ago (queue.lifetime); it is not stored any more"
+        );
+        Self::new(StatusCode::GONE, "write-too-old", "Write too old", detail)
+            .with("limit", limit)
+            .boxed()
+    }
+
+    pub(in crate::http) fn not_asynchronous(name: &'static str) -> Refused {
+        let detail =
+            format!("`{name}` cannot go with Prefer: respond-async; leave out one of the two");
+        Self::bad("parameter", "Bad parameter", detail).boxed()
+    }
+
+    pub(in crate::http) fn queue(error: PublishError) -> Refused {
+        let (kind, outcome, seconds) = match error {
+            PublishError::Away => ("queue-away", "not-written", 2),
+            PublishError::Full => ("queue-full", "not-written", 5),
+            PublishError::Unconfirmed => ("queue-unconfirmed", "unknown", 2),
+        };
+        let effect = match error {
+            PublishError::Away => {
+                "nothing was written; try again, or write without Prefer: respond-async"
+            }
+            PublishError::Full => {
+                "nothing was written; try again later, or write without Prefer: respond-async"
+            }
+            PublishError::Unconfirmed => "the outcome is unknown: the write may still take effect",
+        };
+        let detail = format!("{error}; {effect}");
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            kind,
+            "Queue unavailable",
+            detail,
+        )
+        .with("outcome", outcome)
+        .retry(seconds)
+        .boxed()
     }
 
     pub(in crate::http) fn no_bucket(name: &str) -> Refused {

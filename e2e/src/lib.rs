@@ -18,6 +18,7 @@ pub mod powercut;
 pub mod process;
 pub mod proxy;
 pub mod service;
+pub mod services;
 pub mod shim;
 pub mod tmpfs;
 pub mod wait;

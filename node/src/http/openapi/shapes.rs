@@ -76,12 +76,12 @@ pub(super) const SHAPES: &[Shape] = &[
         text: "An asynchronous write",
         fields: &[
             field("id", Kind::Text, ""),
-            field(
-                "state",
-                Kind::Word(&["pending", "applied", "failed"]),
-                "",
+            field("state", Kind::Word(&["pending", "applied", "failed"]), ""),
+            maybe(
+                "superseded",
+                Kind::Flag,
+                "A newer write is what readers see",
             ),
-            maybe("superseded", Kind::Flag, "A newer write is what readers see"),
             maybe("reason", Kind::Text, "Why it has failed"),
             maybe("bucket", Kind::Text, ""),
             maybe("key", Kind::Text, ""),

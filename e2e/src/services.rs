@@ -1,0 +1,137 @@
+//! Side services as real processes: Redis with replicas and sentinels, RabbitMQ. Each has a folder of its
+//! own, free ports, and ends with the test.
+//!
+//! The programs are those of the system's packages (`scripts/services.sh` installs them); none of the
+//! system's own instances is touched.
+
+pub mod rabbit;
+pub mod redis;
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use std::{fs, thread};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::process::spawn;
+
+/// How long a service may take to be there. Generous: Erlang starts slowly on a busy machine.
+pub const SERVICE_MAX: Duration = Duration::from_secs(180);
+
+/// One process of a side service.
+#[derive(Debug)]
+pub struct Service {
+    name: String,
+    child: Option<Child>,
+    log: PathBuf,
+}
+
+impl Service {
+    /// Starts it; its output goes to a file in the folder.
+    pub(crate) fn start(name: &str, folder: &Path, mut command: Command) -> Self {
+        let log = folder.join(format!("{name}.log"));
+        let open = || {
+            fs::OpenOptions::new()
+                .create(true)
+                .append(true)
+                .open(&log)
+                .unwrap_or_else(|error| panic!("open {}: {error}", log.display()))
+        };
+        command.stdin(Stdio::null()).stdout(open()).stderr(open());
+        Self {
+            name: name.to_owned(),
+            child: Some(spawn(under_watch(command))),
+            log,
+        }
+    }
+
+    /// Sends a signal, if it runs.
+    pub fn signal(&self, signal: Signal) {
+        if let Some(child) = &self.child
+            && let Ok(pid) = i32::try_from(child.id())
+            && let Err(error) = kill(Pid::from_raw(pid), signal)
+        {
+            eprintln!("could not send {signal} to {} ({pid}): {error}", self.name);
+        }
+    }
+
+    /// SIGKILL, and waits until it is gone.
+    pub fn kill(&mut self) {
+        self.end(Signal::SIGKILL);
+    }
+
+    /// SIGTERM, and waits until it is gone.
+    pub fn stop(&mut self) {
+        self.end(Signal::SIGTERM);
+    }
+
+    /// Whether it was started and not ended.
+    pub fn is_running(&self) -> bool {
+        self.child.is_some()
+    }
+
+    fn end(&mut self, signal: Signal) {
+        self.signal(signal);
+        let Some(mut child) = self.child.take() else {
+            return;
+        };
+        let began = Instant::now();
+        while let Ok(None) = child.try_wait() {
+            if began.elapsed() > SERVICE_MAX {
+                // Nobody must wait for ever for what does not heed a signal.
+                let _ = child.kill();
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// The last lines that it wrote.
+    pub fn log_end(&self) -> String {
+        let text = fs::read(&self.log).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text).into_owned();
+        let lines: Vec<_> = text.lines().collect();
+        lines[lines.len().saturating_sub(30)..].join("\n")
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        self.kill();
+        if thread::panicking() {
+            eprintln!("---- end of the log of {}\n{}", self.name, self.log_end());
+        }
+    }
+}
+
+/// The same command, ended by the kernel when this process ends, where the system can do that.
+fn under_watch(command: Command) -> Command {
+    let mut watched = Command::new("setpriv");
+    watched
+        .args(["--pdeathsig", "KILL", "--"])
+        .arg(command.get_program())
+        .args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => watched.env(name, value),
+            None => watched.env_remove(name),
+        };
+    }
+    if let Some(folder) = command.get_current_dir() {
+        watched.current_dir(folder);
+    }
+    watched
+}
+
+/// The program of that name; daemons lie in sbin, which is not on everybody's path.
+#[track_caller]
+pub(crate) fn program(name: &str) -> PathBuf {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let more = ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from);
+    std::env::split_paths(&path)
+        .chain(more)
+        .map(|folder| folder.join(name))
+        .find(|path| path.is_file())
+        .unwrap_or_else(|| panic!("{name} is not installed: run scripts/services.sh"))
+}

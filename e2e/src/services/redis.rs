@@ -1,0 +1,170 @@
+//! Redis: one server, or a master with replicas and sentinels.
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use super::{SERVICE_MAX, Service, program};
+use crate::{ports, wait};
+
+const ANSWER_MAX: Duration = Duration::from_secs(5);
+
+/// One Redis server.
+#[derive(Debug)]
+pub struct Redis {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// The process.
+    pub service: Service,
+}
+
+impl Redis {
+    /// Starts a server in the folder, a replica of `master` if one is given, and waits until it answers.
+    pub fn start(folder: &Path, master: Option<SocketAddr>) -> Self {
+        Self::start_at(folder, ports::free(), master)
+    }
+
+    /// The same at a known address, as after a crash.
+    pub fn start_at(folder: &Path, address: SocketAddr, master: Option<SocketAddr>) -> Self {
+        let name = format!("redis-{}", address.port());
+        let mut command = Command::new(program("redis-server"));
+        command.args(["--port", &address.port().to_string()]);
+        command.args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
+        command
+            .args(["--repl-diskless-sync-delay", "0", "--dir"])
+            .arg(folder);
+        if let Some(master) = master {
+            command.args(["--replicaof", "127.0.0.1", &master.port().to_string()]);
+        }
+        let redis = Self {
+            address,
+            service: Service::start(&name, folder, command),
+        };
+        wait::until(&name, SERVICE_MAX, || match ask(address, &["PING"]) {
+            Ok(answer) if answer.starts_with("+PONG") => Ok(()),
+            Ok(answer) => Err(answer),
+            Err(error) => Err(error.to_string()),
+        });
+        redis
+    }
+
+    /// Has it do something; the answer in Redis' own protocol.
+    #[track_caller]
+    pub fn ask(&self, command: &[&str]) -> String {
+        ask(self.address, command).unwrap_or_else(|error| panic!("{command:?}: {error}"))
+    }
+}
+
+/// A master, replicas, and sentinels that watch them.
+#[derive(Debug)]
+pub struct Sentinels {
+    /// The servers; the first one is the master at first.
+    pub servers: Vec<Redis>,
+    /// Where the sentinels listen.
+    pub addresses: Vec<SocketAddr>,
+    sentinels: Vec<Service>,
+}
+
+impl Sentinels {
+    /// One master, two replicas and three sentinels, which know it as `torc`, and agree.
+    pub fn start(folder: &Path) -> Self {
+        let master = Redis::start(folder, None);
+        let at = master.address;
+        let mut servers = vec![master];
+        servers.extend((0..2).map(|_| Redis::start(folder, Some(at))));
+        let addresses: Vec<_> = (0..3).map(|_| ports::free()).collect();
+        let port = at.port();
+        let sentinels = addresses
+            .iter()
+            .map(|address| {
+                let name = format!("sentinel-{}", address.port());
+                let path = folder.join(format!("{name}.conf"));
+                let text = format!(
+                    "port {}\nbind 127.0.0.1\ndir {}\nsentinel monitor torc 127.0.0.1 {port} 2\n\
+                     sentinel down-after-milliseconds torc 1000\nsentinel failover-timeout torc 5000\n",
+                    address.port(),
+                    folder.display()
+                );
+                fs::write(&path, text)
+                    .unwrap_or_else(|error| panic!("write {}: {error}", path.display()));
+                let mut command = Command::new(program("redis-sentinel"));
+                command.arg(&path);
+                Service::start(&name, folder, command)
+            })
+            .collect();
+        let all = Self {
+            servers,
+            addresses,
+            sentinels,
+        };
+        all.wait_agreed();
+        all
+    }
+
+    fn wait_agreed(&self) {
+        for &address in &self.addresses {
+            let command = ["SENTINEL", "CKQUORUM", "torc"];
+            wait::until("the sentinels' quorum", SERVICE_MAX, || {
+                match ask(address, &command) {
+                    Ok(answer) if answer.contains("3 usable") => Ok(()),
+                    Ok(answer) => Err(answer),
+                    Err(error) => Err(error.to_string()),
+                }
+            });
+        }
+        wait::until("two replicas", SERVICE_MAX, || {
+            let info = self.servers[0].ask(&["INFO", "replication"]);
+            let online = info.matches("state=online").count();
+            if online == 2 { Ok(()) } else { Err(info) }
+        });
+    }
+
+    /// Port of the server that most sentinels call the master.
+    pub fn master_port(&self) -> Option<u16> {
+        let command = ["SENTINEL", "GET-MASTER-ADDR-BY-NAME", "torc"];
+        let ports: Vec<u16> = self
+            .addresses
+            .iter()
+            .filter_map(|&address| ask(address, &command).ok())
+            .filter_map(|answer| answer.lines().last()?.trim().parse().ok())
+            .collect();
+        ports
+            .iter()
+            .copied()
+            .max_by_key(|port| ports.iter().filter(|other| *other == port).count())
+    }
+
+    /// Kills every sentinel.
+    pub fn kill_sentinels(&mut self) {
+        self.sentinels.iter_mut().for_each(Service::kill);
+    }
+}
+
+/// One command to a server; the whole of its answer (errors too) as text.
+///
+/// # Errors
+/// When it does not answer.
+pub fn ask(address: SocketAddr, command: &[&str]) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&address, ANSWER_MAX)?;
+    stream.set_read_timeout(Some(ANSWER_MAX))?;
+    let mut bytes = format!("*{}\r\n", command.len()).into_bytes();
+    for word in command {
+        bytes.extend_from_slice(format!("${}\r\n{word}\r\n", word.len()).as_bytes());
+    }
+    // After it has answered this too, the first answer is whole.
+    bytes.extend_from_slice(b"*1\r\n$4\r\nQUIT\r\n");
+    stream.write_all(&bytes)?;
+    let mut answer = Vec::new();
+    let read = stream.read_to_end(&mut answer);
+    // A server that closes with unread bytes may reset; what came before counts.
+    if answer.is_empty() {
+        read?;
+    }
+    let text = String::from_utf8_lossy(&answer).into_owned();
+    Ok(text
+        .strip_suffix("+OK\r\n")
+        .map_or(text.clone(), str::to_owned))
+}

@@ -1,0 +1,5 @@
+//! Asynchronous writes and the change feed on real RabbitMQ brokers.
+
+mod changes;
+mod support;
+mod writes;

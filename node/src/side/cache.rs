@@ -7,7 +7,10 @@
 //! Invariants: what is there only ever gives way to the same or a newer version of its key (the script
 //! compares), so a slow reader cannot bring back what a writer has replaced. Nothing is served that was
 //! read or written longer than `ttl` ago: each entry carries its own end, by the clock of the node that
-//! made it, and Redis has it too.
+//! made it, and Redis has it too. A write of this node that has not certainly reached Redis makes its key
+//! doubtful: this node does not ask Redis for it until the entry has been removed there.
+
+mod doubts;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -29,6 +32,7 @@ use torc_protocol::shard_io::View;
 use torc_ring::{Bucket, BucketId, Quorum};
 use tracing::{info, warn};
 
+use self::doubts::Doubts;
 use super::SideError;
 use crate::config::{self, CachePlace};
 use crate::handle::Condition;
@@ -44,6 +48,8 @@ const FAILURES_MAX: u32 = 5;
 const REST: Duration = Duration::from_millis(250);
 /// Reads whose answers wait to be put into the cache; more are left out.
 const FILLS_MAX: usize = 1024;
+/// Doubtful entries that are removed from Redis at a time.
+const DOUBTS_PAGE: usize = 512;
 /// Bytes before the record in an entry: the moment, in microseconds since 1970, from which on it is stale.
 const HEAD: usize = 8;
 
@@ -91,6 +97,7 @@ pub struct Cache {
     resting_until: Mutex<Option<Instant>>,
     /// Wakes whoever connects.
     lost: Notify,
+    doubts: Doubts,
     put: Script,
     fills: mpsc::Sender<(Bytes, Bytes, u64)>,
     waiting: Mutex<Option<mpsc::Receiver<(Bytes, Bytes, u64)>>>,
@@ -164,6 +171,7 @@ impl Cache {
             failures: AtomicU32::new(0),
             resting_until: Mutex::new(None),
             lost: Notify::new(),
+            doubts: Doubts::default(),
             put: Script::new(PUT),
             fills,
             waiting: Mutex::new(Some(waiting)),
@@ -220,14 +228,17 @@ impl Cache {
         now_micros: u64,
     ) -> Option<Record> {
         let name = name_of(view, bucket, key);
-        let found = self
-            .within_budget(|mut connection| async move {
+        let found = if self.doubts.contains(&name) {
+            None
+        } else {
+            self.within_budget(|mut connection| async move {
                 redis::cmd("GET")
                     .arg(&name[..])
                     .query_async::<Option<Bytes>>(&mut connection)
                     .await
             })
-            .await;
+            .await
+        };
         let result = match found {
             None => Err(CacheResult::Bypassed),
             Some(entry) => entry
@@ -292,8 +303,10 @@ impl Cache {
                     return self.forget(name).await;
                 }
                 let (entry, end_ms) = self.entry(&record, begun_micros);
-                self.within_budget(|connection| self.store(connection, name, entry, end_ms))
-                    .await;
+                let put = self.store_within_budget(name.clone(), entry, end_ms);
+                if put.await.is_none() {
+                    self.doubts.add(name, self.settings.ttl);
+                }
             }
             // It may take effect, or already has.
             ClientReply::Failed(
@@ -311,13 +324,37 @@ impl Cache {
     }
 
     async fn forget(&self, name: Bytes) {
+        if self.unlink(std::slice::from_ref(&name)).await.is_none() {
+            self.doubts.add(name, self.settings.ttl);
+        }
+    }
+
+    async fn unlink(&self, names: &[Bytes]) -> Option<()> {
         self.within_budget(|mut connection| async move {
-            redis::cmd("UNLINK")
-                .arg(&name[..])
-                .query_async::<()>(&mut connection)
-                .await
+            let mut command = redis::cmd("UNLINK");
+            for name in names {
+                command.arg(&name[..]);
+            }
+            command.query_async::<()>(&mut connection).await
         })
-        .await;
+        .await
+    }
+
+    /// Removes from Redis what is doubtful, so that other nodes do not find it either.
+    async fn settle_doubts(&self) {
+        loop {
+            let names = self.doubts.some(DOUBTS_PAGE);
+            let bare: Vec<Bytes> = names.iter().map(|(name, _)| name.clone()).collect();
+            if bare.is_empty() || self.unlink(&bare).await.is_none() {
+                return;
+            }
+            self.doubts.settle(&names);
+        }
+    }
+
+    async fn store_within_budget(&self, name: Bytes, entry: Bytes, end_ms: u64) -> Option<()> {
+        self.within_budget(|connection| self.store(connection, name, entry, end_ms))
+            .await
     }
 
     async fn store(
@@ -419,8 +456,9 @@ impl Cache {
         };
         let filling = async {
             while let Some((name, entry, end_ms)) = waiting.recv().await {
-                self.within_budget(|connection| self.store(connection, name, entry, end_ms))
-                    .await;
+                if !self.doubts.contains(&name) {
+                    self.store_within_budget(name, entry, end_ms).await;
+                }
             }
         };
         let looking = async {
@@ -429,7 +467,10 @@ impl Cache {
             loop {
                 generation += 1;
                 match timeout(PATIENCE * 3, self.look(generation)).await {
-                    Ok(Ok(())) => told = false,
+                    Ok(Ok(())) => {
+                        told = false;
+                        self.settle_doubts().await;
+                    }
                     outcome => {
                         let reason = match outcome {
                             Ok(Err(error)) => error.to_string(),
@@ -614,4 +655,24 @@ fn fresh(entry: &Bytes, now_micros: u64) -> Option<Record> {
         return None;
     }
     Record::parse(entry.slice(HEAD..)).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_is_served_until_its_end_and_only_whole() {
+        let record = Record::tombstone(torc_protocol::version::Version {
+            hlc: torc_protocol::hlc::Hlc(5),
+            node: torc_ring::NodeId(1),
+        });
+        let mut entry = 1_000_u64.to_be_bytes().to_vec();
+        entry.extend_from_slice(record.as_bytes());
+        let entry = Bytes::from(entry);
+        assert_eq!(fresh(&entry, 999), Some(record));
+        assert_eq!(fresh(&entry, 1_000), None);
+        assert_eq!(fresh(&entry.slice(..20), 999), None);
+        assert_eq!(fresh(&entry.slice(..entry.len() - 1), 999), None);
+    }
 }

@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 use tokio::sync::{Notify, watch};
 use torc_protocol::changes::{self, Change, Duty, Lane};
 use torc_protocol::context::etag;
+use torc_protocol::hlc::SHARDS_MAX;
 use torc_protocol::shard_io::View;
 use torc_protocol::store::{Batch, CommitId, StateKey, Sync, Write};
 use torc_storage::{Committer, StorageError, Store};
@@ -38,8 +39,9 @@ const SWEEP_EVERY: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_millis(500);
 /// Greatest length of a routing key in bytes, as AMQP has it.
 const ROUTING_MAX: usize = 255;
-/// Index under which the committer knows the feed: nobody waits for its outcomes.
-pub const COMMIT_INDEX: usize = usize::MAX;
+/// Index under which the committer knows the feed, above those of shards and cluster machine: nobody waits
+/// for its outcomes.
+pub const COMMIT_INDEX: usize = SHARDS_MAX;
 
 /// The notes of a node.
 #[derive(Debug)]

@@ -30,7 +30,7 @@ pub struct Service {
 
 impl Service {
     /// Starts it; its output goes to a file in the folder.
-    pub(crate) fn start(name: &str, folder: &Path, mut command: Command) -> Self {
+    pub fn start(name: &str, folder: &Path, mut command: Command) -> Self {
         let log = folder.join(format!("{name}.log"));
         let open = || {
             fs::OpenOptions::new()

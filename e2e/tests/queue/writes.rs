@@ -336,7 +336,11 @@ fn every_accepted_write_is_applied_once_in_effect_whatever_happens_to_worker_and
                         .metric("torc_coordinator_ops_total", &labels)?
                         .unwrap_or(0.0);
                 }
-                if sum >= count { Ok(()) } else { Err(sum) }
+                if sum >= count {
+                    Ok(())
+                } else {
+                    Err(sum.to_string())
+                }
             });
         };
         // In the middle of it: a worker is killed with messages in work, then the broker.
@@ -417,7 +421,11 @@ fn a_queue_of_three_brokers_goes_on_when_one_is_killed() {
         wait::until(&format!("w{key}"), SOON, || {
             let read = node.ask(&Request::get(&format!("/kv/default/w{key}")))?;
             let same = read.header("etag") == Some(etag) && read.text() == number.to_string();
-            if same || read.text().parse::<u32>() > Ok(*number) {
+            let newer = read
+                .text()
+                .parse::<u32>()
+                .is_ok_and(|found| found > *number);
+            if same || newer {
                 Ok(())
             } else {
                 Err(format!("{read:?}"))

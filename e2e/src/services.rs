@@ -42,7 +42,7 @@ impl Service {
         command.stdin(Stdio::null()).stdout(open()).stderr(open());
         Self {
             name: name.to_owned(),
-            child: Some(spawn(under_watch(command))),
+            child: Some(spawn(under_watch(&command))),
             log,
         }
     }
@@ -106,7 +106,7 @@ impl Drop for Service {
 }
 
 /// The same command, ended by the kernel when this process ends, where the system can do that.
-fn under_watch(command: Command) -> Command {
+fn under_watch(command: &Command) -> Command {
     let mut watched = Command::new("setpriv");
     watched
         .args(["--pdeathsig", "KILL", "--"])

@@ -192,8 +192,7 @@ pub async fn run(
     });
 
     let (stop_side, side_stopping) = watch::channel(false);
-    let parts = (&store, &committer);
-    start_side(&settings, &handle, parts, &side_stopping).await?;
+    start_side(&settings, &handle, (&store, &committer), &side_stopping).await?;
 
     let bounds = own_bounds(&store)?;
     let now = handle.now();

@@ -1,5 +1,6 @@
 //! RabbitMQ: one broker, or a cluster of them on this machine.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
@@ -77,7 +78,17 @@ impl Rabbit {
         self.wait(at);
     }
 
-    /// Kills a broker.
+    /// Stops a broker in order.
+    ///
+    /// RabbitMQ 3.10 writes down which quorum queues a broker has only after some minutes: a broker that is
+    /// alone and is killed before that comes back with queues that never find a leader.
+    pub fn stop(&mut self, at: usize) {
+        if let Some(mut service) = self.brokers[at].service.take() {
+            service.stop();
+        }
+    }
+
+    /// Kills a broker. See [`Self::stop`] for one that is alone.
     pub fn kill(&mut self, at: usize) {
         if let Some(mut service) = self.brokers[at].service.take() {
             service.kill();
@@ -138,8 +149,9 @@ impl Rabbit {
         if self.brokers.len() > 1 {
             text += "cluster_formation.peer_discovery_backend = classic_config\n";
             for (number, other) in self.brokers.iter().enumerate() {
-                text += &format!(
-                    "cluster_formation.classic_config.nodes.{} = {}\n",
+                let _ = writeln!(
+                    text,
+                    "cluster_formation.classic_config.nodes.{} = {}",
                     number + 1,
                     other.name
                 );

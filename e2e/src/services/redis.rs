@@ -67,7 +67,7 @@ pub struct Sentinels {
     pub servers: Vec<Redis>,
     /// Where the sentinels listen.
     pub addresses: Vec<SocketAddr>,
-    sentinels: Vec<Service>,
+    watchers: Vec<Service>,
 }
 
 impl Sentinels {
@@ -79,7 +79,7 @@ impl Sentinels {
         servers.extend((0..2).map(|_| Redis::start(folder, Some(at))));
         let addresses: Vec<_> = (0..3).map(|_| ports::free()).collect();
         let port = at.port();
-        let sentinels = addresses
+        let watchers = addresses
             .iter()
             .map(|address| {
                 let name = format!("sentinel-{}", address.port());
@@ -100,7 +100,7 @@ impl Sentinels {
         let all = Self {
             servers,
             addresses,
-            sentinels,
+            watchers,
         };
         all.wait_agreed();
         all
@@ -141,7 +141,7 @@ impl Sentinels {
 
     /// Kills every sentinel.
     pub fn kill_sentinels(&mut self) {
-        self.sentinels.iter_mut().for_each(Service::kill);
+        self.watchers.iter_mut().for_each(Service::kill);
     }
 }
 

@@ -37,7 +37,7 @@ fn every_applied_change_is_told_though_broker_and_nodes_are_away_meanwhile() {
     );
 
     // The broker is away: writes go on, and are told when it is back, also by nodes that were killed.
-    rabbit.kill(0);
+    rabbit.stop(0);
     let mut written = Vec::new();
     for number in 0..60 {
         let node = &cluster.nodes[number % 3];
@@ -83,7 +83,7 @@ fn changes_beyond_the_bound_are_counted_and_told_as_a_gap() {
     let node = &cluster.nodes[0];
     wait_connected(node);
     let heard = listen(rabbit.addresses()[0], "#");
-    rabbit.kill(0);
+    rabbit.stop(0);
     wait::until("the loss to be seen", SOON, || {
         match node.metric("torc_queue_connected", &[])? {
             Some(connected) if connected < 0.5 => Ok(()),

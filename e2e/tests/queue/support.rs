@@ -149,6 +149,11 @@ pub(crate) fn wait_drained(node: &Node) {
 pub(crate) struct Heard(Arc<Mutex<BTreeMap<String, Vec<Value>>>>);
 
 impl Heard {
+    fn add(&self, key: String, event: Value) {
+        let mut heard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        heard.entry(key).or_default().push(event);
+    }
+
     /// The distinct versions of a key that were told.
     pub(crate) fn versions(&self, key: &str) -> BTreeSet<String> {
         let heard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -235,9 +240,7 @@ async fn listen_once(
         let delivery = delivery?;
         let event: Value = serde_json::from_slice(&delivery.data).unwrap_or_default();
         let key = event["key"].as_str().unwrap_or("?").to_owned();
-        let mut heard = into.0.lock().unwrap_or_else(PoisonError::into_inner);
-        heard.entry(key).or_default().push(event);
-        drop(heard);
+        into.add(key, event);
         delivery.ack(BasicAckOptions::default()).await?;
     }
     Ok(())

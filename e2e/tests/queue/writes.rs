@@ -150,7 +150,7 @@ fn poison_goes_to_the_dead_letters(rabbit: &Rabbit, node: &Node, worker: &Worker
 
 fn a_broker_that_is_away_harms_only_asynchronous_writes(rabbit: &mut Rabbit, cluster: &Cluster) {
     let node = &cluster.nodes[0];
-    rabbit.kill(0);
+    rabbit.stop(0);
     let refused = wait::until("the loss to be seen", SOON, || {
         let answer = node.ask(&put_async("/kv/default/away", "1"))?;
         let kind = answer.json()["type"].clone();
@@ -308,10 +308,12 @@ fn count() -> u32 {
     }
 }
 
+/// Clients that write at a time.
+const WRITERS: usize = 4;
+
 #[test]
 fn every_accepted_write_is_applied_once_in_effect_whatever_happens_to_worker_and_broker() {
     let _alone = alone();
-    const WRITERS: usize = 4;
     let each = count() / WRITERS as u32;
     let mut rabbit = Rabbit::start(1);
     let config = config(&rabbit, "");
@@ -343,12 +345,12 @@ fn every_accepted_write_is_applied_once_in_effect_whatever_happens_to_worker_and
                 }
             });
         };
-        // In the middle of it: a worker is killed with messages in work, then the broker.
+        // In the middle of it: a worker is killed with messages in work, then the broker restarts.
         waited(f64::from(count()) * 0.1);
         worker.service.kill();
         worker = Worker::start(cluster.folder(), &config, &nodes, &["--prefetch", "32"]);
         waited(f64::from(count()) * 0.3);
-        rabbit.kill(0);
+        rabbit.stop(0);
         rabbit.restart(0);
         let mut all = Made::default();
         for writer in writers {

@@ -32,12 +32,20 @@ fn every_commented_example_is_accepted_too() {
     let text: String = default_config()
         .lines()
         .map(|line| match line.strip_prefix("# ") {
+            // One server and sentinels exclude each other.
+            Some(rest) if rest.starts_with("redis =") => String::new(),
             Some(rest) if rest.split(' ').nth(1) == Some("=") => format!("{rest}\n"),
             _ => format!("{line}\n"),
         })
         .collect();
     let settings = parse_config(&text).expect("valid");
     assert_eq!(settings.pki, Some(PathBuf::from("pki")));
+    let sentinels = settings.cache.map(|cache| cache.place);
+    assert!(matches!(sentinels, Some(CachePlace::Sentinels { .. })));
+    assert_eq!(
+        settings.queue.map(|queue| queue.vhost),
+        Some("torc".to_owned())
+    );
     assert_eq!(
         settings.start,
         Start::Join(vec!["127.0.0.1:7081".to_owned()])
@@ -269,4 +277,36 @@ proptest! {
         // A dot is a section's name too: a slip in it makes the section itself unknown.
         prop_assert!(named || slip.contains('.'), "{error}");
     }
+}
+
+#[test]
+fn a_cache_is_one_server_or_sentinels() {
+    let both = "[cache]\nredis = \"127.0.0.1:1\"\nsentinels = [\"127.0.0.1:2\"]";
+    assert_eq!(parse_config(both), Err(SettingsError::ServerAndSentinels));
+    let cache = |text| parse_config(text).expect("valid").cache;
+    assert_eq!(cache(""), None);
+    let one = cache("[cache]\nredis = \"127.0.0.1:1\"\nbuckets = [\"a\", \"b\"]").expect("one");
+    assert_eq!(one.place, CachePlace::Server("127.0.0.1:1".to_owned()));
+    assert_eq!(one.buckets, ["a", "b"]);
+    let bad = "[cache]\nredis = \"127.0.0.1:1\"\nbuckets = [\"No Bucket\"]";
+    assert!(matches!(
+        parse_config(bad),
+        Err(SettingsError::BadValue {
+            key: "cache.buckets",
+            ..
+        })
+    ));
+}
+
+#[test]
+fn rabbitmqs_default_password_is_for_loopback_only() {
+    let brokers = |text: &str| parse_config(&format!("[queue]\nbrokers = [{text}]"));
+    for near in ["\"127.0.0.1:1\"", "\"localhost:1\"", "\"[::1]:1\""] {
+        assert!(brokers(near).expect("valid").queue.is_some(), "{near}");
+    }
+    let far = "\"127.0.0.1:1\", \"10.0.0.1:5672\"";
+    let broker = "10.0.0.1:5672".to_owned();
+    assert_eq!(brokers(far), Err(SettingsError::DefaultPassword { broker }));
+    let with = "[queue]\nbrokers = [\"10.0.0.1:5672\"]\npassword_file = \"/p\"";
+    assert!(parse_config(with).is_ok());
 }

@@ -1,5 +1,6 @@
 //! `process_*`: what the kernel knows of this process, read from `/proc/self` when asked.
 
+use std::fmt::Write as _;
 use std::fs;
 
 /// One reading; what cannot be read is `None`.
@@ -65,7 +66,7 @@ pub(crate) fn process_text() -> String {
     let mut text = String::new();
     for (name, kind, value) in all {
         if let Some(value) = value {
-            text += &format!("# TYPE {name} {kind}\n{name} {value}\n");
+            let _ = write!(text, "# TYPE {name} {kind}\n{name} {value}\n");
         }
     }
     text

@@ -366,12 +366,11 @@ fn event_of(view: &View, change: &Change) -> Option<Event> {
 }
 
 fn put_key(told: &mut Value, key: &Bytes) {
-    match std::str::from_utf8(key) {
-        Ok(text) => told["key"] = json!(text),
-        Err(_) => {
-            told["key"] = json!(STANDARD.encode(key));
-            told["encoding"] = json!("base64");
-        }
+    if let Ok(text) = std::str::from_utf8(key) {
+        told["key"] = json!(text);
+    } else {
+        told["key"] = json!(STANDARD.encode(key));
+        told["encoding"] = json!("base64");
     }
 }
 

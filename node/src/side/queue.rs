@@ -45,7 +45,7 @@ struct Link {
     channel: Channel,
     broker: String,
     // Dropping the last of it ends the connection.
-    _connection: Arc<Connection>,
+    connection: Arc<Connection>,
 }
 
 /// What the queue is like, for health and metrics.
@@ -191,7 +191,7 @@ impl Queue {
         let mut present = self.link.write();
         if present
             .as_ref()
-            .is_some_and(|present| Arc::ptr_eq(&present._connection, &link._connection))
+            .is_some_and(|present| Arc::ptr_eq(&present.connection, &link.connection))
         {
             *present = None;
             warn!(
@@ -215,7 +215,7 @@ impl Queue {
                         let link = Link {
                             channel,
                             broker: brokers.last().to_owned(),
-                            _connection: Arc::new(connection),
+                            connection: Arc::new(connection),
                         };
                         info!(broker = link.broker, "the queue is connected");
                         *self.link.write() = Some(link.clone());

@@ -370,22 +370,19 @@ impl Worker {
     async fn give_up(&self, message: &Bytes, reason: &str) -> End {
         let mut waits = 0;
         loop {
-            match self.nodes.give_up(message, reason).await {
-                Answer::Unavailable => {
-                    waits += 1;
-                    if self.pause(waits).await {
-                        return End::Leave;
-                    }
+            if self.nodes.give_up(message, reason).await == Answer::Unavailable {
+                waits += 1;
+                if self.pause(waits).await {
+                    return End::Leave;
                 }
+            } else {
                 // Whatever else it says: nothing more can be done about it.
-                _ => {
-                    self.book.failed.add(1);
-                    warn!(
-                        reason,
-                        "a queued write is given up, and goes to the dead letters"
-                    );
-                    return End::Bury;
-                }
+                self.book.failed.add(1);
+                warn!(
+                    reason,
+                    "a queued write is given up, and goes to the dead letters"
+                );
+                return End::Bury;
             }
         }
     }

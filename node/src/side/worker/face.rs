@@ -1,5 +1,6 @@
 //! A worker's health and metrics.
 
+use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -138,16 +139,23 @@ fn metrics(book: &Book, connected: bool) -> String {
     );
     for (result, count) in results {
         let count = count.value();
-        text += &format!("torc_worker_messages_total{{result=\"{result}\"}} {count}\n");
+        let _ = writeln!(
+            text,
+            "torc_worker_messages_total{{result=\"{result}\"}} {count}"
+        );
     }
     let attempts = [("refused", &book.retried), ("unavailable", &book.waited)];
     text += "# HELP torc_worker_retries_total Attempts that were made again, by why.\n# TYPE torc_worker_retries_total counter\n";
     for (reason, count) in attempts {
         let count = count.value();
-        text += &format!("torc_worker_retries_total{{reason=\"{reason}\"}} {count}\n");
+        let _ = writeln!(
+            text,
+            "torc_worker_retries_total{{reason=\"{reason}\"}} {count}"
+        );
     }
     let redelivered = book.redelivered.value();
-    text += &format!(
+    let _ = write!(
+        text,
         "# HELP torc_worker_redelivered_total Messages that had been delivered before.\n# TYPE torc_worker_redelivered_total counter\ntorc_worker_redelivered_total {redelivered}\n"
     );
     let gauges = [
@@ -173,7 +181,10 @@ fn metrics(book: &Book, connected: bool) -> String {
         ),
     ];
     for (name, help, value) in gauges {
-        text += &format!("# HELP {name} {help}.\n# TYPE {name} gauge\n{name} {value}\n");
+        let _ = write!(
+            text,
+            "# HELP {name} {help}.\n# TYPE {name} gauge\n{name} {value}\n"
+        );
     }
     text + &process_text()
 }

@@ -13,7 +13,7 @@ use lapin::options::{
     QueueDeclareOptions,
 };
 use lapin::types::{AMQPValue, FieldTable, LongString};
-use lapin::{BasicProperties, Connection, ConnectionProperties};
+use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, Consumer};
 use serde_json::Value;
 use torc_e2e::cluster::{Node, Options, REQUEST_MAX};
 use torc_e2e::http::{self, Request, Response};
@@ -24,6 +24,8 @@ use torc_e2e::{ports, wait};
 
 /// For anything that only has to come true.
 pub(crate) const SOON: Duration = Duration::from_secs(240);
+/// For a broker to answer.
+const ANSWER_MAX: Duration = Duration::from_secs(10);
 
 /// A `torc.toml` with this queue.
 pub(crate) fn config(rabbit: &Rabbit, more: &str) -> String {
@@ -207,7 +209,28 @@ async fn listen_once(
     pattern: &str,
     into: &Heard,
     bound: &std::sync::mpsc::Sender<()>,
-) -> Result<(), lapin::Error> {
+) -> Result<(), String> {
+    // A broker that has just started may take the connection and then never answer.
+    let begun = tokio::time::timeout(ANSWER_MAX, subscribe(broker, pattern)).await;
+    let begun = begun.map_err(|_| "the broker does not answer".to_owned())?;
+    let (_connection, _channel, mut deliveries) = begun.map_err(|error| error.to_string())?;
+    // Nobody waits for it the second time.
+    let _ = bound.send(());
+    while let Some(delivery) = deliveries.next().await {
+        let delivery = delivery.map_err(|error| error.to_string())?;
+        let event: Value = serde_json::from_slice(&delivery.data).unwrap_or_default();
+        let key = event["key"].as_str().unwrap_or("?").to_owned();
+        into.add(key, event);
+        let acknowledged = delivery.ack(BasicAckOptions::default()).await;
+        acknowledged.map_err(|error| error.to_string())?;
+    }
+    Ok(())
+}
+
+async fn subscribe(
+    broker: SocketAddr,
+    pattern: &str,
+) -> Result<(Connection, Channel, Consumer), lapin::Error> {
     let connection = connect(broker).await?;
     let channel = connection.create_channel().await?;
     let mut table = FieldTable::default();
@@ -217,33 +240,21 @@ async fn listen_once(
     channel
         .queue_declare(name.into(), QueueDeclareOptions::durable(), table)
         .await?;
+    let (options, none) = (QueueBindOptions::default(), FieldTable::default());
     channel
         .queue_bind(
             name.into(),
             "torc.changes".into(),
             pattern.into(),
-            QueueBindOptions::default(),
-            FieldTable::default(),
+            options,
+            none,
         )
         .await?;
-    // Nobody waits for it the second time.
-    let _ = bound.send(());
-    let mut deliveries = channel
-        .basic_consume(
-            name.into(),
-            "".into(),
-            BasicConsumeOptions::default(),
-            FieldTable::default(),
-        )
+    let (options, none) = (BasicConsumeOptions::default(), FieldTable::default());
+    let deliveries = channel
+        .basic_consume(name.into(), "".into(), options, none)
         .await?;
-    while let Some(delivery) = deliveries.next().await {
-        let delivery = delivery?;
-        let event: Value = serde_json::from_slice(&delivery.data).unwrap_or_default();
-        let key = event["key"].as_str().unwrap_or("?").to_owned();
-        into.add(key, event);
-        delivery.ack(BasicAckOptions::default()).await?;
-    }
-    Ok(())
+    Ok((connection, channel, deliveries))
 }
 
 /// Puts a message into the queue of writes that no node has made.

@@ -236,21 +236,25 @@ impl Worker {
         channel: &Channel,
         prefetch: u16,
     ) -> Result<(), lapin::Error> {
-        channel
-            .basic_qos(prefetch, BasicQosOptions::default())
-            .await?;
         let tag = "torc-worker";
-        let mut deliveries = channel
-            .basic_consume(
-                WRITES.into(),
-                tag.into(),
-                BasicConsumeOptions::default(),
-                FieldTable::default(),
-            )
-            .await?;
+        // A broker that has just started may take the connection and then never answer.
+        let begin = async {
+            channel
+                .basic_qos(prefetch, BasicQosOptions::default())
+                .await?;
+            let figures = connection.create_channel().await?;
+            let options = BasicConsumeOptions::default();
+            let deliveries = channel
+                .basic_consume(WRITES.into(), tag.into(), options, FieldTable::default())
+                .await?;
+            Ok::<_, lapin::Error>((figures, deliveries))
+        };
+        let silent = lapin::ErrorKind::MissingHeartbeatError;
+        let (figures, mut deliveries) = timeout(PATIENCE, begin)
+            .await
+            .unwrap_or(Err(silent.into()))?;
         info!("taking queued writes");
         self.book.connected.store(true, Ordering::Relaxed);
-        let figures = connection.create_channel().await?;
         let mut stopping = self.stopping.clone();
         let mut work = JoinSet::new();
         let mut look = tokio::time::interval(LOOK_EVERY);

@@ -30,7 +30,7 @@ pub struct Service {
 
 impl Service {
     /// Starts it; its output goes to a file in the folder.
-    pub fn start(name: &str, folder: &Path, mut command: Command) -> Self {
+    pub fn start(name: &str, folder: &Path, command: Command) -> Self {
         let log = folder.join(format!("{name}.log"));
         let open = || {
             fs::OpenOptions::new()
@@ -39,10 +39,12 @@ impl Service {
                 .open(&log)
                 .unwrap_or_else(|error| panic!("open {}: {error}", log.display()))
         };
+        // Where its output goes is not copied, so it is said last.
+        let mut command = under_watch(&command);
         command.stdin(Stdio::null()).stdout(open()).stderr(open());
         Self {
             name: name.to_owned(),
-            child: Some(spawn(under_watch(&command))),
+            child: Some(spawn(command)),
             log,
         }
     }

@@ -30,7 +30,7 @@ pub struct Service {
 
 impl Service {
     /// Starts it; its output goes to a file in the folder.
-    pub fn start(name: &str, folder: &Path, command: Command) -> Self {
+    pub fn start(name: &str, folder: &Path, command: &Command) -> Self {
         let log = folder.join(format!("{name}.log"));
         let open = || {
             fs::OpenOptions::new()
@@ -40,7 +40,7 @@ impl Service {
                 .unwrap_or_else(|error| panic!("open {}: {error}", log.display()))
         };
         // Where its output goes is not copied, so it is said last.
-        let mut command = under_watch(&command);
+        let mut command = under_watch(command);
         command.stdin(Stdio::null()).stdout(open()).stderr(open());
         Self {
             name: name.to_owned(),

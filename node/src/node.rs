@@ -1,5 +1,7 @@
 //! Starts a node's parts in order, and stops them in order.
 
+mod options;
+
 use std::collections::BTreeSet;
 use std::future::Future;
 use std::sync::Arc;
@@ -24,7 +26,7 @@ use torc_storage::{Committer, Deliver, Observe, States, StorageError, Store};
 use tracing::{info, warn};
 
 use crate::cluster_task::{self, ClusterMail, ClusterOutlets, ClusterTools};
-use crate::config::{Durability, Settings, Start};
+use crate::config::{Settings, Start};
 use crate::gossip::GossipError;
 use crate::handle::{Handle, Parts};
 use crate::http::{HttpError, Servers};
@@ -32,7 +34,7 @@ use crate::join;
 use crate::metrics::Metrics;
 use crate::pki::{self, PkiError};
 use crate::shard_task::{self, Inlets, Mail, Outlets, PEER_BATCHES_MAX, SUBMISSIONS_MAX, Tools};
-use crate::side::{Side, SideError, changes};
+use crate::side::{self, SideError, changes};
 use crate::switchboard::{Routing, Switchboard};
 use crate::transport::{Transport, TransportError, TransportSettings};
 
@@ -139,6 +141,7 @@ pub enum NodeError {
 /// demonstrations and tests. See [`Transport::set_cut`].
 pub type Cuts = watch::Receiver<BTreeSet<String>>;
 
+// size: the order in which the parts begin and end is one story.
 /// Runs a node until `stop` is ready, then stops it in order. `cuts` are followed meanwhile.
 ///
 /// # Errors
@@ -149,7 +152,7 @@ pub async fn run(
     cuts: Option<Cuts>,
 ) -> Result<(), NodeError> {
     let settings = Arc::new(settings);
-    let options = storage_options(&settings);
+    let options = options::storage(&settings);
     let (store, opened) = tokio::task::spawn_blocking(move || Store::open(options))
         .await
         .map_err(|_| NodeError::Stopped)??;
@@ -191,8 +194,7 @@ pub async fn run(
         transport: transport.clone(),
     });
 
-    let (stop_side, side_stopping) = watch::channel(false);
-    start_side(&settings, &handle, (&store, &committer), &side_stopping).await?;
+    let _side = side::start(&settings, &handle, (&store, &committer)).await?;
 
     let bounds = own_bounds(&store)?;
     let now = handle.now();
@@ -254,7 +256,6 @@ pub async fn run(
     };
     watcher.abort();
     let _ = stop_http.send(true);
-    let _ = stop_side.send(true);
     let parts = Stopping {
         handle,
         servers,
@@ -266,23 +267,6 @@ pub async fn run(
         .stop(settings.limits.shutdown, || cluster_run.abort())
         .await;
     result
-}
-
-/// Sets up the side services; whether they are there is found out later.
-async fn start_side(
-    settings: &Settings,
-    handle: &Handle,
-    (store, committer): (&Store, &Committer),
-    stopping: &watch::Receiver<bool>,
-) -> Result<(), NodeError> {
-    let side = Side::start(settings, &handle.shared_metrics(), store, stopping).await?;
-    if let (Some(queue), Some(outbox)) = (&side.queue, &side.outbox) {
-        let tells = (handle.clone(), Arc::clone(queue), Arc::clone(outbox));
-        let from = (store.clone(), committer.clone());
-        tokio::spawn(changes::tell(tells, from, stopping.clone()));
-    }
-    handle.set_side(side);
-    Ok(())
 }
 
 /// What is stopped in order.
@@ -395,19 +379,6 @@ async fn resolve(address: &str) -> Result<std::net::SocketAddr, NodeError> {
         .map_err(|_| failed())?
         .next()
         .ok_or_else(failed)
-}
-
-fn storage_options(settings: &Settings) -> torc_storage::Options {
-    let mut options = torc_storage::Options::new(settings.data.clone());
-    options.durability = match settings.durability {
-        Durability::Fsync => torc_storage::Durability::Fsync,
-        Durability::Interval(every) => torc_storage::Durability::Interval(every),
-        Durability::Os => torc_storage::Durability::Os,
-    };
-    options.block_cache = settings.storage.block_cache;
-    options.write_buffer = settings.storage.write_buffer;
-    options.reserve = settings.storage.reserve;
-    options
 }
 
 /// The node's identity, which lives in its data directory; drawn and stored when there is none.

@@ -40,7 +40,7 @@ impl Rabbit {
         let epmd = ports::free();
         let mut names = Command::new(program("epmd"));
         names.args(["-address", "127.0.0.1", "-port", &epmd.port().to_string()]);
-        let names = Service::start("epmd", folder.path(), names);
+        let names = Service::start("epmd", folder.path(), &names);
         // The nodes of a cluster have to share it, and Erlang insists on who may read it.
         let cookie = folder.path().join(".erlang.cookie");
         write_private(&cookie, "torcendtoendtests");
@@ -128,7 +128,7 @@ impl Rabbit {
         command.env("RUNNING_UNDER_SYSTEMD", "true");
         command.env("RABBITMQ_CONFIG_FILE", config);
         let name = self.brokers[at].name.clone();
-        let service = Service::start(&name, self.folder.path(), command);
+        let service = Service::start(&name, self.folder.path(), &command);
         self.brokers[at].service = Some(service);
     }
 

@@ -43,7 +43,7 @@ impl Redis {
         }
         let redis = Self {
             address,
-            service: Service::start(&name, folder, command),
+            service: Service::start(&name, folder, &command),
         };
         wait::until(&name, SERVICE_MAX, || match ask(address, &["PING"]) {
             Ok(answer) if answer.starts_with("+PONG") => Ok(()),
@@ -94,7 +94,7 @@ impl Sentinels {
                     .unwrap_or_else(|error| panic!("write {}: {error}", path.display()));
                 let mut command = Command::new(program("redis-sentinel"));
                 command.arg(&path);
-                Service::start(&name, folder, command)
+                Service::start(&name, folder, &command)
             })
             .collect();
         let all = Self {

@@ -80,7 +80,7 @@ impl Worker {
         command.arg("--config").arg(&path);
         Self {
             http,
-            service: Service::start(&name, folder, command),
+            service: Service::start(&name, folder, &command),
         }
     }
 

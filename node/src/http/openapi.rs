@@ -4,6 +4,7 @@
 //! is documented is served. Every `GET` may be asked as `HEAD` too, which is said once and not with each.
 
 mod operations;
+mod parts;
 mod shapes;
 
 use serde_json::json;

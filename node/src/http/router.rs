@@ -15,7 +15,9 @@ use hyper::body::Incoming;
 use super::body::Body;
 use super::problem::{Problem, Refused, TARGET_MAX};
 use super::request::Heads;
-use super::{Call, Guard, Side, admin, batch, compat, console, health, keys, list, operate, writes};
+use super::{
+    Call, Guard, Side, admin, batch, compat, console, health, keys, list, operate, writes,
+};
 use crate::metrics::Route;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");

@@ -11,11 +11,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokio::sync::watch;
+use torc_storage::{Committer, Store};
 
 use self::cache::Cache;
 use self::changes::Outbox;
 use self::queue::Queue;
 use crate::config::Settings;
+use crate::handle::Handle;
 use crate::metrics::Metrics;
 
 /// Why a side service cannot be set up. (That it is away is no reason.)
@@ -63,7 +65,7 @@ impl Side {
     pub async fn start(
         settings: &Settings,
         metrics: &Arc<Metrics>,
-        store: &torc_storage::Store,
+        store: &Store,
         stopping: &watch::Receiver<bool>,
     ) -> Result<Self, SideError> {
         let mut side = Self::default();
@@ -88,6 +90,27 @@ impl Side {
         }
         Ok(side)
     }
+}
+
+/// Sets up the side services of a node and begins to connect; whether they are there is found out later.
+/// They go on until what this answers with is dropped.
+///
+/// # Errors
+/// As [`Side::start`].
+pub async fn start(
+    settings: &Settings,
+    handle: &Handle,
+    (store, committer): (&Store, &Committer),
+) -> Result<watch::Sender<bool>, SideError> {
+    let (stop, stopping) = watch::channel(false);
+    let side = Side::start(settings, &handle.shared_metrics(), store, &stopping).await?;
+    if let (Some(queue), Some(outbox)) = (&side.queue, &side.outbox) {
+        let tells = (handle.clone(), Arc::clone(queue), Arc::clone(outbox));
+        let from = (store.clone(), committer.clone());
+        tokio::spawn(changes::tell(tells, from, stopping));
+    }
+    handle.set_side(side);
+    Ok(stop)
 }
 
 /// What the file holds, without the line's end that editors leave.

@@ -244,6 +244,7 @@ pub struct BucketWish {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub conflict: Option<String>,
     /// `Some(None)` takes it away.
+    #[allow(clippy::option_option)] // left out is another thing than null
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ttl: Option<Option<String>>,
     /// `blocking`, `async` or `off`.

@@ -130,6 +130,7 @@ struct WrittenBucket {
     w: Option<WrittenQuorum>,
     conflict: Option<ConflictMode>,
     /// `null` takes it away.
+    #[allow(clippy::option_option)] // left out is another thing than null
     #[serde(default, deserialize_with = "given")]
     ttl: Option<Option<String>>,
     read_repair: Option<ReadRepair>,
@@ -137,6 +138,7 @@ struct WrittenBucket {
 }
 
 /// Tells `null` from what is left out.
+#[allow(clippy::option_option)] // that is the difference
 fn given<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<Option<String>>, D::Error> {
     Option::deserialize(from).map(Some)
 }
@@ -231,6 +233,7 @@ async fn status(call: &Call<'_>) -> Result<Status, Refused> {
 }
 
 /// A reply to another question: a fault of this node.
+#[allow(clippy::unnecessary_box_returns)] // see `Refused`
 fn unexpected(reply: &AdminReply) -> Refused {
     tracing::error!(
         ?reply,

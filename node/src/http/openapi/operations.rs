@@ -496,7 +496,6 @@ pub(in crate::http) const OPERATIONS: &[Operation] = &[
             RUNNING,
             UNDECIDED,
         ],
-        ..PLAIN
     },
     Operation {
         route: Route::BucketInfo,

@@ -1,6 +1,7 @@
 //! `torc ring plan`, `commit`, `abort`, `leave`, `remove`, `replace`, `reweigh`, `rezone`: changes of the
 //! ring, shown before they are made, and followed until they are over.
 
+use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -202,7 +203,8 @@ pub(crate) fn describe(seen: &ChangeView, took: Duration) -> String {
     );
     if progress.done > 0 && progress.done < progress.total {
         let rest = took.mul_f64((progress.total - progress.done) as f64 / progress.done as f64);
-        line.push_str(&format!(", about {} s to go", rest.as_secs() + 1));
+        // Writing into a String cannot fail, here and below.
+        let _ = write!(line, ", about {} s to go", rest.as_secs() + 1);
     }
     let waiting: Vec<&str> = seen
         .nodes
@@ -249,12 +251,13 @@ pub(crate) fn show_plan(plan: &PlanView) -> String {
     {
         text.push_str("No data would move.\n");
     } else if let Some(bytes) = plan.estimated_bytes {
-        text.push_str(&format!(
-            "About {} would be copied.\n",
+        let _ = writeln!(
+            text,
+            "About {} would be copied.",
             torc_node::config::format_size(bytes)
-        ));
+        );
     }
-    text.push_str(&format!("Made for config version {}.", plan.config_version));
+    let _ = write!(text, "Made for config version {}.", plan.config_version);
     text
 }
 

@@ -3,6 +3,7 @@
 
 mod load;
 
+use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _};
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
@@ -427,7 +428,9 @@ fn text(verdict: &Verdict) -> String {
         ]
     });
     let mut text = output::table(&["STEP", "TIME", "REQUESTS", "P99"], rows);
-    text.push_str(&format!(
+    // Writing into a String cannot fail.
+    let _ = write!(
+        text,
         "\n\n{}: {} requests, {} failed ({} more in the hands of the node that was killed); {} acknowledged writes, \
          {} compared with what is there, {} lost",
         if verdict.kept {
@@ -441,7 +444,7 @@ fn text(verdict: &Verdict) -> String {
         verdict.acknowledged_writes,
         verdict.checks,
         verdict.lost_writes
-    ));
+    );
     for failure in &verdict.failures {
         text.push_str("\n  ");
         text.push_str(failure);

@@ -536,7 +536,7 @@ pub(crate) struct WorkerArgs {
     /// Put what is in the dead letters back into the queue, and end
     #[arg(long)]
     pub(crate) redrive: bool,
-    /// Configuration file: its section [queue] says where the brokers are
+    /// Configuration file: its section `queue` says where the brokers are
     #[arg(long, value_name = "FILE", env = "TORC_CONFIG")]
     pub(crate) config: Option<PathBuf>,
     /// A setting, such as queue.brokers=127.0.0.1:5672

@@ -55,6 +55,8 @@ pub(crate) enum Command {
     Bucket(BucketArgs),
     /// Ask one node whether it is ready; for health checks of containers
     Health(HealthArgs),
+    /// Store the export of another store, then compare every key
+    Import(Box<crate::import::ImportArgs>),
     /// Show or check configuration files
     Config(ConfigArgs),
     /// Make a certificate authority and certificates for nodes

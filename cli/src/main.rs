@@ -12,6 +12,7 @@ mod demo;
 mod exit;
 mod generate;
 mod health;
+mod import;
 mod keys;
 mod output;
 mod pki;
@@ -52,6 +53,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Repair(args) => block_on(repair::run(args)),
         Command::Bucket(args) => block_on(bucket::run(args.command)),
         Command::Health(args) => block_on(health::run(args)),
+        Command::Import(args) => block_on(import::run(*args)),
         Command::Config(args) => config::run(&args.command),
         Command::Pki(args) => pki::run(args.command),
         Command::Completions { shell } => generate::completions(shell),

@@ -124,11 +124,22 @@ impl Readers {
         let threads = (0..4)
             .map(|_| {
                 let (stop, read) = (Arc::clone(&stop), Arc::clone(&read));
-                let mut client = Client::new(stack.http, ANSWER_MAX);
+                let address = stack.http;
+                let mut client = Client::new(address, ANSWER_MAX);
                 thread::spawn(move || {
                     let mut failures = Vec::new();
                     while !stop.load(Ordering::Relaxed) {
-                        match client.send(&Request::get(target)) {
+                        let request = Request::get(target);
+                        let answer = match client.send(&request) {
+                            // Nginx reloads as nodes come and go, and closes idle connections then: a
+                            // request that meets the close is sent again on a new connection, as every
+                            // HTTP client does (RFC 9112, section 9.3.1). Once.
+                            Err(http::HttpError::Closed { so_far }) if so_far.is_empty() => {
+                                http::send(address, &request, ANSWER_MAX)
+                            }
+                            answer => answer,
+                        };
+                        match answer {
                             Ok(answer)
                                 if answer.status == 200 && answer.body == value.as_bytes() => {}
                             Ok(answer) => {

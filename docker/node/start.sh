@@ -1,8 +1,17 @@
 #!/bin/sh
-# Starts a node. The first node bootstraps the cluster, but only a cluster that has never been there: when
-# its data is lost later it must join the others, not make a second cluster beside theirs. The mark that
-# pki.sh leaves is removed by the health check as soon as the node is a member (see compose.yaml).
+# start.sh [worker ARGUMENT...]: starts a node, or a worker.
+#
+# The first node bootstraps the cluster, but only a cluster that has never been there: when its data is lost
+# later it must join the others, not make a second cluster beside theirs. The mark that pki.sh leaves is
+# removed by the health check as soon as the node is a member (see compose.yaml).
 set -eu
+# What compose.yaml hands on and nobody has set is empty, and an empty setting is a wrong one.
+for name in $(env | sed -n 's/^\(TORC_[A-Z0-9_]*\)=$/\1/p'); do
+  unset "$name"
+done
+if [ "${1:-}" = worker ]; then
+  exec torc "$@"
+fi
 if [ -e /pki/bootstrap ] && [ ! -e /data/FORMAT ]; then
   exec torc serve --bootstrap
 fi

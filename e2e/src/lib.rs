@@ -17,7 +17,6 @@ pub mod ports;
 pub mod powercut;
 pub mod process;
 pub mod proxy;
-pub mod service;
 pub mod services;
 pub mod shim;
 pub mod tmpfs;

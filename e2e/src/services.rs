@@ -1,9 +1,11 @@
-//! Side services as real processes: Redis with replicas and sentinels, RabbitMQ. Each has a folder of its
-//! own, free ports, and ends with the test.
+//! Side services as real processes: Nginx, Redis with replicas and sentinels, RabbitMQ, Prometheus. Each has
+//! a folder of its own, free ports, and ends with the test.
 //!
 //! The programs are those of the system's packages (`scripts/services.sh` installs them); none of the
 //! system's own instances is touched.
 
+pub mod nginx;
+pub mod prometheus;
 pub mod rabbit;
 pub mod redis;
 
@@ -15,10 +17,13 @@ use std::{fs, thread};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::process::spawn;
+use crate::process::{bound, spawn};
 
 /// How long a service may take to be there. Generous: Erlang starts slowly on a busy machine.
 pub const SERVICE_MAX: Duration = Duration::from_secs(180);
+
+/// Lines of its log that a failed test shows.
+const LOG_LINES_SHOWN: usize = 40;
 
 /// One process of a side service.
 #[derive(Debug)]
@@ -59,9 +64,14 @@ impl Service {
         }
     }
 
-    /// SIGKILL, and waits until it is gone.
+    /// SIGKILL, and waits until it is gone. Processes that it has started go with it: a master that is killed
+    /// cannot end its workers.
     pub fn kill(&mut self) {
+        let children = self.child.as_ref().map_or_else(Vec::new, children);
         self.end(Signal::SIGKILL);
+        for child in children {
+            let _ = kill(child, Signal::SIGKILL);
+        }
     }
 
     /// SIGTERM, and waits until it is gone.
@@ -89,12 +99,16 @@ impl Service {
         }
     }
 
+    /// Everything that it wrote.
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
+    }
+
     /// The last lines that it wrote.
     pub fn log_end(&self) -> String {
-        let text = fs::read(&self.log).unwrap_or_default();
-        let text = String::from_utf8_lossy(&text).into_owned();
+        let text = self.log();
         let lines: Vec<_> = text.lines().collect();
-        lines[lines.len().saturating_sub(30)..].join("\n")
+        lines[lines.len().saturating_sub(LOG_LINES_SHOWN)..].join("\n")
     }
 }
 
@@ -107,13 +121,20 @@ impl Drop for Service {
     }
 }
 
+/// What a process has started itself.
+fn children(of: &Child) -> Vec<Pid> {
+    let id = of.id();
+    let listed = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap_or_default();
+    listed
+        .split_whitespace()
+        .filter_map(|id| Some(Pid::from_raw(id.parse().ok()?)))
+        .collect()
+}
+
 /// The same command, ended by the kernel when this process ends, where the system can do that.
 fn under_watch(command: &Command) -> Command {
-    let mut watched = Command::new("setpriv");
-    watched
-        .args(["--pdeathsig", "KILL", "--"])
-        .arg(command.get_program())
-        .args(command.get_args());
+    let mut watched = bound(Path::new(command.get_program()));
+    watched.args(command.get_args());
     for (name, value) in command.get_envs() {
         match value {
             Some(value) => watched.env(name, value),
@@ -127,8 +148,11 @@ fn under_watch(command: &Command) -> Command {
 }
 
 /// The program of that name; daemons lie in sbin, which is not on everybody's path.
+///
+/// # Panics
+/// When it is not installed: `scripts/services.sh` does that, and `make test` runs it.
 #[track_caller]
-pub(crate) fn program(name: &str) -> PathBuf {
+pub fn program(name: &str) -> PathBuf {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let more = ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from);
     std::env::split_paths(&path)
@@ -136,4 +160,9 @@ pub(crate) fn program(name: &str) -> PathBuf {
         .map(|folder| folder.join(name))
         .find(|path| path.is_file())
         .unwrap_or_else(|| panic!("{name} is not installed: run scripts/services.sh"))
+}
+
+/// The folder of the platform's configuration files.
+pub fn docker() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../docker")
 }

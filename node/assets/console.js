@@ -3,6 +3,8 @@
 
 const REFRESH_MS = 2000;
 const PATIENCE_MS = 15000;
+/** For how long a queued write is followed. */
+const FOLLOW_MS = 60000;
 const TEXT_SHOWN_MAX = 64 * 1024;
 const HEX_SHOWN_MAX = 1024;
 const PICTURES = ["image/png", "image/jpeg", "image/gif", "image/webp"];
@@ -137,7 +139,7 @@ async function getKey() {
     return showValue(key, { bytes: value, type: answer.content_type ?? "", facts: { ETag: answer.etag } });
   }
   const path = target(bucket, key);
-  let response = await ask(path);
+  let response = await ask($("one").checked ? `${path}?r=one` : path);
   const context = response.headers.get("X-Torc-Context");
   if (context) contexts.set(path, context); else contexts.delete(path);
   if (response.status === 300) {
@@ -173,9 +175,11 @@ async function putKey() {
   const path = target(bucket, key);
   const headers = { "Content-Type": type };
   if (contexts.has(path)) headers["X-Torc-Context"] = contexts.get(path);
+  if ($("queued").checked) headers.Prefer = "respond-async";
   const response = await ask(ttl ? `${path}?ttl=${encodeURIComponent(ttl)}` : path, { method: "PUT", headers, body: bytes });
   if (!response.ok) throw await refusal(response);
   remember(path, response);
+  if (response.status === 202) return follow(what, response);
   const superseded = response.headers.get("X-Torc-Superseded") === "true";
   return say(superseded ? "warn" : "good", what,
     superseded ? "A newer version was there already, and stays." : "", { ETag: response.headers.get("ETag") });
@@ -191,10 +195,29 @@ async function deleteKey() {
   }
   const path = target(bucket, key);
   const headers = contexts.has(path) ? { "X-Torc-Context": contexts.get(path) } : {};
+  if ($("queued").checked) headers.Prefer = "respond-async";
   const response = await ask(path, { method: "DELETE", headers });
   if (!response.ok) throw await refusal(response);
   remember(path, response);
+  if (response.status === 202) return follow(what, response);
   return say("good", what, "Deleting a key that is not there is no error.");
+}
+
+/** A write that was accepted: looks every half second what has become of it, and says so. */
+async function follow(what, response) {
+  const write = response.headers.get("Location");
+  const more = { ETag: response.headers.get("ETag"), Write: write };
+  const until = Date.now() + FOLLOW_MS;
+  say("good", "Accepted, and waits for a worker", what, more);
+  while (Date.now() < until) {
+    const { state, superseded, reason } = await json(write);
+    if (state === "applied") {
+      return say(superseded ? "warn" : "good", `${what}, by a worker`, superseded ? "A newer version was there already, and stays." : "", more);
+    }
+    if (state === "failed") return say("bad", "The write was given up", reason ?? "", more);
+    await new Promise((done) => setTimeout(done, 500));
+  }
+  return say("warn", "Accepted, and still waits for a worker", what, more);
 }
 
 function remember(path, response) {
@@ -414,6 +437,9 @@ function showHealth(health) {
     return item;
   });
   $("parts").replaceChildren(...parts);
+  const queue = health.components?.queue?.status ?? "absent";
+  $("queued-row").hidden = queue === "absent";
+  if (queue === "absent") $("queued").checked = false;
 }
 
 async function refresh() {

@@ -1,26 +1,33 @@
-//! A real nginx with the configuration of `docker/nginx`, in a folder and on a port of its own.
+//! Nginx with the configuration of `docker/nginx`.
 
 use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use tempfile::TempDir;
-use torc_e2e::http::{self, Request, Response};
-use torc_e2e::service::{Service, command};
-use torc_e2e::{ports, wait};
+
+use super::{Service, docker, program};
+use crate::http::{self, Request, Response};
+use crate::{ports, wait};
 
 const STARTED_MAX: Duration = Duration::from_secs(20);
 /// Above the longest that nginx itself waits for a quick read's nodes: three times 5 s.
 const ANSWER_MAX: Duration = Duration::from_secs(20);
 
-pub(crate) const BOTH: [&str; 2] = ["nginx.conf", "nginx-hash.conf"];
+/// Both configurations.
+pub const BOTH: [&str; 2] = ["nginx.conf", "nginx-hash.conf"];
 
-pub(crate) struct Proxy {
-    pub(crate) address: SocketAddr,
+/// One Nginx.
+#[derive(Debug)]
+pub struct Proxy {
+    /// Where it listens.
+    pub address: SocketAddr,
+    config: &'static str,
     service: Service,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 fn replaced(text: &str, from: &str, to: &str) -> String {
@@ -30,10 +37,10 @@ fn replaced(text: &str, from: &str, to: &str) -> String {
 
 impl Proxy {
     /// Starts nginx before these nodes, with `nginx.conf` or `nginx-hash.conf`.
-    pub(crate) fn start(config: &str, nodes: &[SocketAddr]) -> Self {
+    pub fn start(config: &'static str, nodes: &[SocketAddr]) -> Self {
         let folder = TempDir::with_prefix("torc-e2e-nginx-").expect("a folder");
         let address = ports::free();
-        let of = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docker/nginx");
+        let of = docker().join("nginx");
         let into = folder.path();
         let read = |name: &str| fs::read_to_string(of.join(name)).expect("read a configuration");
         // Only what is the machine's own differs from the file: port and folder.
@@ -54,42 +61,55 @@ impl Proxy {
                 .collect();
             fs::write(into.join("torc").join(file), servers.join("\n")).expect("write");
         }
-        let mut nginx = command("nginx");
-        nginx.args(["-e", "stderr", "-c"]).arg(into.join(config));
-        // As root, nginx would give its workers to a user who may not enter the folder.
-        let root = if fs::metadata(into).is_ok_and(|folder| folder.uid() == 0) {
-            "user root; "
-        } else {
-            ""
-        };
-        nginx.args(["-g", &format!("daemon off; {root}")]);
+        let service = launch(config, into);
         let proxy = Self {
             address,
-            service: Service::start(config, nginx, into),
-            _folder: folder,
+            config,
+            service,
+            folder,
         };
+        proxy.wait();
+        proxy
+    }
+
+    /// Starts it again where it was, after [`Self::kill`].
+    pub fn restart(&mut self) {
+        self.service = launch(self.config, self.folder.path());
+        self.wait();
+    }
+
+    fn wait(&self) {
         wait::until("nginx to answer", STARTED_MAX, || {
-            match proxy.try_ask(&Request::get("/nginx/health")) {
+            match self.try_ask(&Request::get("/nginx/health")) {
                 Ok(response) if response.status == 200 => Ok(()),
                 Ok(response) => Err(response.status.to_string()),
                 Err(error) => Err(error),
             }
         });
-        proxy
     }
 
-    pub(crate) fn try_ask(&self, request: &Request) -> Result<Response, String> {
+    /// SIGKILL, for its workers too.
+    pub fn kill(&mut self) {
+        self.service.kill();
+    }
+
+    /// One request on a connection of its own.
+    ///
+    /// # Errors
+    /// When there is no answer.
+    pub fn try_ask(&self, request: &Request) -> Result<Response, String> {
         http::send(self.address, request, ANSWER_MAX).map_err(|error| error.to_string())
     }
 
+    /// The same for what must be answered.
     #[track_caller]
-    pub(crate) fn ask(&self, request: &Request) -> Response {
+    pub fn ask(&self, request: &Request) -> Response {
         self.try_ask(request)
             .unwrap_or_else(|error| panic!("{} {}: {error}", request.method(), request.target()))
     }
 
     /// The access log's lines, parsed.
-    pub(crate) fn access_log(&self) -> Vec<serde_json::Value> {
+    pub fn access_log(&self) -> Vec<serde_json::Value> {
         self.service
             .log()
             .lines()
@@ -97,7 +117,21 @@ impl Proxy {
             .collect()
     }
 
-    pub(crate) fn stop(mut self) {
+    /// Ends it in order.
+    pub fn stop(mut self) {
         self.service.stop();
     }
+}
+
+fn launch(config: &str, folder: &Path) -> Service {
+    let mut nginx = Command::new(program("nginx"));
+    nginx.args(["-e", "stderr", "-c"]).arg(folder.join(config));
+    // As root, nginx would give its workers to a user who may not enter the folder.
+    let root = if fs::metadata(folder).is_ok_and(|folder| folder.uid() == 0) {
+        "user root; "
+    } else {
+        ""
+    };
+    nginx.args(["-g", &format!("daemon off; {root}")]);
+    Service::start(config, folder, &nginx)
 }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -68,6 +68,15 @@ pub struct Sentinels {
     /// Where the sentinels listen.
     pub addresses: Vec<SocketAddr>,
     watchers: Vec<Service>,
+    folder: PathBuf,
+}
+
+/// Starts a sentinel on the configuration that it keeps itself.
+fn watch(folder: &Path, address: SocketAddr) -> Service {
+    let name = format!("sentinel-{}", address.port());
+    let mut command = Command::new(program("redis-sentinel"));
+    command.arg(folder.join(format!("{name}.conf")));
+    Service::start(&name, folder, &command)
 }
 
 impl Sentinels {
@@ -92,15 +101,14 @@ impl Sentinels {
                 );
                 fs::write(&path, text)
                     .unwrap_or_else(|error| panic!("write {}: {error}", path.display()));
-                let mut command = Command::new(program("redis-sentinel"));
-                command.arg(&path);
-                Service::start(&name, folder, &command)
+                watch(folder, *address)
             })
             .collect();
         let all = Self {
             servers,
             addresses,
             watchers,
+            folder: folder.to_owned(),
         };
         all.wait_agreed();
         all
@@ -142,6 +150,15 @@ impl Sentinels {
     /// Kills every sentinel.
     pub fn kill_sentinels(&mut self) {
         self.watchers.iter_mut().for_each(Service::kill);
+    }
+
+    /// Starts the sentinels again, with what they knew.
+    pub fn restart_sentinels(&mut self) {
+        self.watchers = self
+            .addresses
+            .iter()
+            .map(|address| watch(&self.folder, *address))
+            .collect();
     }
 }
 

@@ -249,6 +249,51 @@ fn wait_scraped(stack: &Stack, jobs: &[(&str, usize)]) {
     });
 }
 
+/// Every replica of the write queue, on three brokers that are one cluster.
+fn the_queue_is_on_three_brokers(stack: &Stack) {
+    let broker = stack.container("rabbitmq-1");
+    wait::until("a copy of the queue on each broker", SEEN_MAX, || {
+        let columns = ["--silent", "name", "online"];
+        let arguments = ["exec", &broker, "rabbitmqctl", "list_queues"];
+        let listed = docker(&[&arguments[..], &columns[..]].concat());
+        let writes = listed
+            .lines()
+            .find(|line| line.starts_with("torc.writes\t"));
+        match writes.map_or(0, |line| line.matches("rabbit@").count()) {
+            3 => Ok(()),
+            _ => Err(listed),
+        }
+    });
+}
+
+/// Nginx, queue, worker, nodes, cache: they know each other.
+fn a_write_goes_through_queue_worker_and_cache(stack: &Stack) {
+    let ask = |request: &Request| {
+        http::send(stack.http, request, ANSWER_MAX).map_err(|error| error.to_string())
+    };
+    wait::until("cache and queue of a node", SEEN_MAX, || {
+        let health = ask(&Request::get("/health"))?.json();
+        let parts = &health["components"];
+        if parts["cache"]["status"] == "ok" && parts["queue"]["status"] == "ok" {
+            Ok(())
+        } else {
+            Err(health.to_string())
+        }
+    });
+    let put = Request::put("/kv", r#"{"data":{"key":"queued","value":"v"}}"#);
+    let answer = ask(&put).unwrap_or_else(|error| panic!("PUT /kv: {error}"));
+    assert_eq!(answer.status, 202, "{}", answer.text());
+    wait::until("the queued write, from the cache", SEEN_MAX, || {
+        let answer = ask(&Request::get("/kv?key=queued"))?;
+        let data = &answer.json()["data"];
+        if data["value"] == "v" && data["source"] == "cache" {
+            Ok(())
+        } else {
+            Err(answer.text())
+        }
+    });
+}
+
 #[test]
 fn every_profile_is_valid() {
     if !has_engine() {
@@ -308,7 +353,17 @@ fn the_platform_gets_healthy_survives_a_node_and_leaves_nothing() {
         "healthy only after {seconds} s: {said}"
     );
     check_containers(&stack);
-    wait_scraped(&stack, &[("torc", 3), ("rabbitmq", 3), ("prometheus", 1)]);
+    wait_scraped(
+        &stack,
+        &[
+            ("torc", 3),
+            ("torc-workers", 2),
+            ("rabbitmq", 3),
+            ("prometheus", 1),
+        ],
+    );
+    the_queue_is_on_three_brokers(&stack);
+    a_write_goes_through_queue_worker_and_cache(&stack);
     a_node_is_killed_and_comes_back(&stack);
     stack.down();
     assert_eq!(stack.left(), [""; 0]);

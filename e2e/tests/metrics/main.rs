@@ -11,12 +11,12 @@ use std::process::Command;
 use std::time::Duration;
 
 use serde_json::Value;
-use tempfile::TempDir;
 use torc_e2e::cluster::{Cluster, Formation, Options, REQUEST_MAX};
-use torc_e2e::http::{self, Connection, Request};
-use torc_e2e::service::{Service, command, program};
+use torc_e2e::http::{Connection, Request};
+use torc_e2e::services::program;
+use torc_e2e::services::prometheus::{Prometheus, Scraped, files};
 use torc_e2e::workload::{Load, Mix, seed};
-use torc_e2e::{alone, ports, wait};
+use torc_e2e::{alone, wait};
 
 use queries::{Query, docker, of_dashboards, selectors};
 
@@ -36,17 +36,6 @@ fn run(mut command: Command) {
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr)
     );
-}
-
-fn files(folder: &str) -> Vec<std::path::PathBuf> {
-    let folder = docker().join("prometheus").join(folder);
-    let entries =
-        fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
-    let all: Vec<_> = entries
-        .map(|entry| entry.expect("an entry").path())
-        .collect();
-    assert!(!all.is_empty(), "{} is empty", folder.display());
-    all
 }
 
 #[test]
@@ -85,119 +74,6 @@ fn the_dashboards_are_what_their_tables_say() {
         .arg(docker().join("grafana/dashboards.py"))
         .arg("--check");
     run(check);
-}
-
-struct Prometheus {
-    address: SocketAddr,
-    _service: Service,
-    _folder: TempDir,
-}
-
-impl Prometheus {
-    /// Scrapes these nodes with the configuration of `docker/prometheus`, only oftener.
-    fn start(nodes: &[SocketAddr]) -> Self {
-        let folder = TempDir::with_prefix("torc-e2e-prometheus-").expect("a folder");
-        let into = folder.path();
-        let text = fs::read_to_string(docker().join("prometheus/prometheus.yml")).expect("read");
-        let targets: Vec<_> = nodes.iter().map(ToString::to_string).collect();
-        let mut config = text;
-        for (from, to) in [
-            (
-                "[node-1:9081, node-2:9081, node-3:9081]",
-                format!("[\"{}\"]", targets.join("\", \"")),
-            ),
-            ("scrape_interval: 5s", "scrape_interval: 1s".to_owned()),
-            ("scrape_timeout: 4s", "scrape_timeout: 1s".to_owned()),
-            (
-                "evaluation_interval: 5s",
-                "evaluation_interval: 1s".to_owned(),
-            ),
-        ] {
-            assert!(config.contains(from), "prometheus.yml has no {from:?}");
-            config = config.replace(from, &to);
-        }
-        fs::write(into.join("prometheus.yml"), config).expect("write");
-        fs::create_dir(into.join("rules")).expect("a folder");
-        for path in files("rules") {
-            fs::copy(
-                &path,
-                into.join("rules")
-                    .join(path.file_name().unwrap_or_default()),
-            )
-            .expect("copy");
-        }
-        let address = ports::free();
-        let mut prometheus = command("prometheus");
-        prometheus
-            .arg(format!(
-                "--config.file={}",
-                into.join("prometheus.yml").display()
-            ))
-            .arg(format!(
-                "--storage.tsdb.path={}",
-                into.join("data").display()
-            ))
-            .arg(format!("--web.listen-address={address}"));
-        let service = Service::start("prometheus", prometheus, into);
-        let started = Self {
-            address,
-            _service: service,
-            _folder: folder,
-        };
-        wait::until(
-            "prometheus to be ready",
-            Duration::from_secs(60),
-            || match http::send(address, &Request::get("/-/ready"), REQUEST_MAX) {
-                Ok(response) if response.status == 200 => Ok(()),
-                Ok(response) => Err(response.status.to_string()),
-                Err(error) => Err(error.to_string()),
-            },
-        );
-        started
-    }
-
-    fn ask(&self, path: &str) -> Result<Value, String> {
-        let response = http::send(self.address, &Request::get(path), REQUEST_MAX)
-            .map_err(|error| error.to_string())?;
-        let answer = response.json();
-        if answer["status"] == "success" {
-            Ok(answer["data"].clone())
-        } else {
-            Err(format!("{} {}", response.status, response.text()))
-        }
-    }
-
-    /// Whether a query finds at least one number.
-    fn finds(&self, expression: &str) -> Result<(), String> {
-        let data = self.ask(&format!("/api/v1/query?query={}", escaped(expression)))?;
-        let found = data["result"].as_array().map_or(&[][..], Vec::as_slice);
-        let numbers = found.iter().filter(|series| {
-            series["value"][1]
-                .as_str()
-                .and_then(|value| value.parse::<f64>().ok())
-                .is_some_and(|value| !value.is_nan())
-        });
-        match (found.len(), numbers.count()) {
-            (0, _) => Err("nothing".to_owned()),
-            (series, 0) => Err(format!("{series} series, none of them a number")),
-            _ => Ok(()),
-        }
-    }
-
-    /// All rules, as the API shows them.
-    fn rules(&self) -> Vec<Value> {
-        let data = self.ask("/api/v1/rules").expect("the rules");
-        let groups = data["groups"].as_array().expect("groups");
-        groups
-            .iter()
-            .flat_map(|group| group["rules"].as_array().expect("rules").clone())
-            .collect()
-    }
-}
-
-fn escaped(text: &str) -> String {
-    let all: Vec<_> = text.bytes().map(|byte| format!("%{byte:02X}")).collect();
-    all.concat()
 }
 
 /// Everything that must find something: panels as they are, recording rules by what they record, and of
@@ -265,7 +141,10 @@ fn every_query_of_dashboards_and_rules_finds_something_in_a_live_cluster() {
         },
     );
     let admins: Vec<_> = cluster.nodes.iter().map(|node| node.admin).collect();
-    let prometheus = Prometheus::start(&admins);
+    let prometheus = Prometheus::start(&Scraped {
+        nodes: admins,
+        ..Scraped::default()
+    });
     let rules = prometheus.rules();
     let queries = expected(&rules);
     assert!(
@@ -330,7 +209,10 @@ fn every_query_of_dashboards_and_rules_finds_something_in_a_live_cluster() {
 fn a_node_that_is_away_raises_its_alert() {
     let _alone = alone();
     let mut cluster = Cluster::start(1, Options::default());
-    let prometheus = Prometheus::start(&[cluster.nodes[0].admin]);
+    let prometheus = Prometheus::start(&Scraped {
+        nodes: vec![cluster.nodes[0].admin],
+        ..Scraped::default()
+    });
     wait::until("the node to be scraped", FOUND_MAX, || {
         prometheus.finds("up{job=\"torc\"} == 1")
     });

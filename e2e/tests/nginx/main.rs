@@ -2,7 +2,6 @@
 //! behind it, that keys pass unchanged, and that only reads are ever sent twice.
 
 mod fake;
-mod proxy;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -11,11 +10,11 @@ use std::time::Duration;
 use torc_e2e::cluster::{Cluster, Formation, Options, READY_MAX};
 use torc_e2e::http::Request;
 use torc_e2e::linearize::check;
+use torc_e2e::services::nginx::{BOTH, Proxy};
 use torc_e2e::workload::{Load, Mix, seed};
 use torc_e2e::{alone, wait};
 
 use fake::{Fake, Manner};
-use proxy::{BOTH, Proxy};
 
 fn wait_operations(load: &Load, more: usize) {
     let target = load.operations_so_far() + more;

@@ -1,14 +1,14 @@
 //! An export as a sequence of records.
 
 use std::fmt;
-use std::io::BufRead;
+use std::io::{self, BufRead, Read};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 
-use crate::Error;
-use crate::sql::Statements;
+use super::Error;
+use super::sql::Statements;
 
 /// Longest line or value that is read: the greatest value that a node can be set to, in base64, and more.
 pub(crate) const PIECE_BYTES_MAX: usize = 96 << 20;
@@ -62,7 +62,7 @@ pub struct Reader<R> {
 
 enum Source<R> {
     Csv {
-        records: csv::Reader<R>,
+        records: csv::Reader<Bounded<R>>,
         key: usize,
         value: usize,
     },
@@ -81,7 +81,7 @@ impl<R: BufRead> Reader<R> {
     pub fn new(input: R, format: Format, columns: &Columns) -> Result<Self, Error> {
         let source = match format {
             Format::Csv => {
-                let mut records = csv::ReaderBuilder::new().from_reader(input);
+                let mut records = csv::ReaderBuilder::new().from_reader(Bounded::new(input));
                 let head = records
                     .byte_headers()
                     .map_err(|error| malformed(0, &error))?
@@ -139,10 +139,38 @@ fn malformed(record: u64, reason: &impl ToString) -> Error {
     Error::Malformed { record, reason }
 }
 
+/// An input of which only so much may be read for one record: behind a quote that is never closed the whole
+/// export would be one.
+struct Bounded<R> {
+    input: R,
+    left: usize,
+}
+
+impl<R> Bounded<R> {
+    fn new(input: R) -> Self {
+        let left = PIECE_BYTES_MAX;
+        Self { input, left }
+    }
+}
+
+impl<R: Read> Read for Bounded<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.left == 0 {
+            let limit = format!("a record is longer than {PIECE_BYTES_MAX} bytes");
+            return Err(io::Error::other(limit));
+        }
+        let room = buffer.len().min(self.left);
+        let read = self.input.read(&mut buffer[..room])?;
+        self.left -= read;
+        Ok(read)
+    }
+}
+
 fn from_csv<R: BufRead>(
-    records: &mut csv::Reader<R>,
+    records: &mut csv::Reader<Bounded<R>>,
     (key, value): (usize, usize),
 ) -> Result<Option<Record>, String> {
+    records.get_mut().left = PIECE_BYTES_MAX;
     let mut row = csv::ByteRecord::new();
     match records.read_byte_record(&mut row) {
         Ok(false) => Ok(None),
@@ -158,7 +186,7 @@ fn from_csv<R: BufRead>(
 /// One line without its end; `None` at the end of the input.
 pub(crate) fn line(input: &mut impl BufRead) -> Result<Option<Vec<u8>>, String> {
     let mut line = Vec::new();
-    let mut limited = std::io::Read::take(input, PIECE_BYTES_MAX as u64);
+    let mut limited = Read::take(input, PIECE_BYTES_MAX as u64);
     let read = limited
         .read_until(b'\n', &mut line)
         .map_err(|error| error.to_string())?;
@@ -199,6 +227,8 @@ fn from_json(input: &mut impl BufRead, columns: &Columns) -> Result<Option<Recor
 
 #[cfg(test)]
 mod tests {
+    use std::io::BufReader;
+
     use super::*;
 
     fn columns() -> Columns {
@@ -235,6 +265,16 @@ mod tests {
             all(b"key,value\na\n", Format::Csv).is_err(),
             "a row that is too short"
         );
+    }
+
+    #[test]
+    fn a_quote_that_is_never_closed_ends_at_a_bound() {
+        let head = &b"key,value\nk,v\na,\""[..];
+        let input = BufReader::new(head.chain(io::repeat(b'x')));
+        let mut reader = Reader::new(input, Format::Csv, &columns()).expect("a head");
+        assert!(reader.next_record().expect("the first record").is_some());
+        let error = reader.next_record().expect_err("it has no end");
+        assert!(error.to_string().contains("is longer than"), "{error}");
     }
 
     #[test]

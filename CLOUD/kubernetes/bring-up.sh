@@ -28,7 +28,7 @@ case $begun in
     echo "this cluster was brought up already. Changes of the manifests: kubectl apply --kustomize $here" >&2
     exit 1
     ;;
-  *) echo "going on with what an earlier run began" ;;
+  *) echo "an earlier run began: continuing" ;;
 esac
 kubectl apply --filename "$here/namespace.yaml"
 secret=$(k get secret torc-ca --ignore-not-found --output name)

@@ -1,8 +1,10 @@
 //! `CLOUD/kubernetes`, without a Kubernetes: every document against the API's schemas, every name, port, path,
 //! flag and setting against what there is, and the scripts with real nodes behind a stand-in of kubectl.
 
+mod agree;
 mod manifests;
 mod schema;
+mod scripts;
 
 use std::fs;
 

@@ -1,0 +1,419 @@
+//! The scripts of the pods and of operators, run with real nodes: `start.sh` and `pki.sh` as the pod's
+//! containers run them, `scale.sh` with a stand-in of kubectl that has torc's commands carried out.
+
+use std::fs::{self, File};
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use tempfile::TempDir;
+use torc_e2e::http::{self, Request};
+use torc_e2e::process::{bound, spawn, torc};
+use torc_e2e::{alone, binary, ports, wait};
+
+use crate::agree::{self, script};
+use crate::manifests::folder;
+
+/// Unoptimised nodes on a busy machine.
+const READY_MAX: Duration = Duration::from_secs(60);
+const CHANGE_MAX: Duration = Duration::from_secs(180);
+const REQUEST_MAX: Duration = Duration::from_secs(5);
+
+/// Four pods of which three are there at first.
+struct Pods {
+    folder: TempDir,
+    pods: Vec<Pod>,
+}
+
+struct Pod {
+    name: String,
+    http: SocketAddr,
+    admin: SocketAddr,
+    peer: SocketAddr,
+    child: Option<Child>,
+}
+
+impl Drop for Pod {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            // It may have ended by itself.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+impl Pods {
+    fn new() -> Self {
+        let folder = TempDir::new().expect("a folder");
+        let at = |name: &str| folder.path().join(name);
+        for name in ["torc.toml", "start.sh"] {
+            fs::write(at(name), script(name)).expect("write");
+        }
+        fs::create_dir(at("bin")).expect("a folder");
+        std::os::unix::fs::symlink(binary::torc(), at("bin/torc")).expect("link");
+        let made = torc(folder.path())
+            .args(["pki", "init", "--out"])
+            .arg(at("ca"))
+            .output()
+            .expect("run torc");
+        assert!(made.status.success(), "{made:?}");
+        let pod = |number: usize| Pod {
+            name: format!("torc-{number}"),
+            http: ports::free(),
+            admin: ports::free(),
+            peer: ports::free(),
+            child: None,
+        };
+        let pods = (0..4).map(pod).collect();
+        Self { folder, pods }
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Where commands are looked for: the tested binary and the stand-in of kubectl first.
+    fn path(&self) -> String {
+        let others = std::env::var("PATH").unwrap_or_default();
+        format!("{}:{others}", self.at("bin").display())
+    }
+
+    /// A command without the caller's own settings.
+    fn command(&self, program: &Path) -> Command {
+        let mut command = bound(program);
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("TORC_") {
+                command.env_remove(name);
+            }
+        }
+        command
+            .env("HOME", self.folder.path())
+            .env("PATH", self.path())
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// What the init container does, with this pod's folders in place of the container's.
+    fn issue(&self, number: usize) {
+        let name = &self.pods[number].name;
+        let (issue, pki) = (
+            self.at(&format!("{name}-issue")),
+            self.at(&format!("{name}-pki")),
+        );
+        for folder in [&issue, &pki] {
+            // Empty again, as the folders in memory of a new pod are; the first time there is none.
+            let _ = fs::remove_dir_all(folder);
+            fs::create_dir(folder).expect("a folder");
+        }
+        let text = script("pki.sh")
+            .replace("/ca/", &format!("{}/", self.at("ca").display()))
+            .replace("/issue", &issue.display().to_string())
+            .replace("/pki/", &format!("{}/", pki.display()));
+        let path = self.at(&format!("{name}-pki.sh"));
+        fs::write(&path, text).expect("write");
+        let output = self
+            .command(Path::new("/bin/sh"))
+            .arg(&path)
+            .env("TORC_NAME", name)
+            .output()
+            .expect("run sh");
+        assert!(output.status.success(), "{output:?}");
+        let entries = fs::read_dir(&pki).expect("a folder");
+        let mut left: Vec<String> = entries
+            .map(|entry| {
+                entry
+                    .expect("an entry")
+                    .file_name()
+                    .to_string_lossy()
+                    .into_owned()
+            })
+            .collect();
+        left.sort();
+        assert_eq!(
+            left,
+            [
+                "ca.pem".to_owned(),
+                format!("{name}.key"),
+                format!("{name}.pem")
+            ]
+        );
+        assert!(
+            !issue.join("ca.key").exists(),
+            "the authority's key is not left behind"
+        );
+    }
+
+    fn start(&mut self, number: usize, bootstrap: &str) {
+        self.issue(number);
+        let seeds: Vec<String> = self.pods[..3]
+            .iter()
+            .map(|pod| pod.peer.to_string())
+            .collect();
+        let pod = &self.pods[number];
+        let log = File::create(self.at(&format!("{}.log", pod.name))).expect("a log");
+        let mut command = self.command(Path::new("/bin/sh"));
+        command
+            .arg(self.at("start.sh"))
+            .env("TORC_CONFIG", self.at("torc.toml"))
+            .env("TORC_NAME", &pod.name)
+            .env("TORC_DATA", self.at(&format!("{}-data", pod.name)))
+            .env("TORC_PKI", self.at(&format!("{}-pki", pod.name)))
+            .env("TORC_HTTP", pod.http.to_string())
+            .env("TORC_ADMIN", pod.admin.to_string())
+            .env("TORC_PEER", pod.peer.to_string())
+            .env("TORC_ADVERTISE_PEER", pod.peer.to_string())
+            .env("TORC_ADVERTISE_HTTP", pod.http.to_string())
+            .env("TORC_STORAGE_BLOCK_CACHE", "8MiB")
+            .env("POD_ZONE", ["zone-a", "zone-b", "zone-c", ""][number])
+            .env("SEEDS", seeds.join(" "))
+            .env("BOOTSTRAP_POD", bootstrap)
+            .stdout(log.try_clone().expect("a log"))
+            .stderr(log);
+        let child = spawn(command);
+        self.pods[number].child = Some(child);
+    }
+
+    fn wait_ready(&self, number: usize) {
+        let pod = &self.pods[number];
+        let what = format!(
+            "{} to be ready ({})",
+            pod.name,
+            self.at(&format!("{}.log", pod.name)).display()
+        );
+        wait::until(&what, READY_MAX, || {
+            match http::send(pod.http, &Request::get("/health/ready"), REQUEST_MAX) {
+                Ok(response) if response.status == 200 => Ok(()),
+                Ok(response) => Err(format!("{} {}", response.status, response.text())),
+                Err(error) => Err(error.to_string()),
+            }
+        });
+    }
+
+    fn wait_exit(&mut self, number: usize) -> ExitStatus {
+        let pod = &mut self.pods[number];
+        let mut child = pod.child.take().expect("it runs");
+        wait::until(&format!("{} to end", pod.name), READY_MAX, || {
+            match child.try_wait() {
+                Ok(Some(status)) => Ok(status),
+                Ok(None) => Err("it runs".to_owned()),
+                Err(error) => Err(error.to_string()),
+            }
+        })
+    }
+
+    fn ring(&self) -> serde_json::Value {
+        let answer =
+            http::send(self.pods[0].admin, &Request::get("/ring"), REQUEST_MAX).expect("an answer");
+        serde_json::from_str(&answer.text()).expect("JSON")
+    }
+
+    fn members(&self) -> Vec<String> {
+        let ring = self.ring();
+        let members = ring["members"].as_array().expect("members").iter();
+        let mut names: Vec<String> = members
+            .map(|member| member["name"].as_str().expect("a name").to_owned())
+            .collect();
+        names.sort();
+        names
+    }
+}
+
+/// `kubectl` that remembers what it was asked, and has the commands of `exec` carried out here.
+const KUBECTL: &str = r#"#!/bin/sh
+set -eu
+shift 2
+echo "$*" >>"$FAKE/log"
+case "$1 $2" in
+  "get statefulset") cat "$FAKE/replicas" ;;
+  "get persistentvolumeclaim") [ ! -e "$FAKE/claims/$3" ] || echo "persistentvolumeclaim/$3" ;;
+  "exec torc-0") while [ "$1" != -- ]; do shift; done; shift; exec "$@" ;;
+  "scale statefulset")
+    [ "$4" = "--current-replicas=$(cat "$FAKE/replicas")" ]
+    printf %s "${5#--replicas=}" >"$FAKE/replicas" ;;
+  "wait --for=create" | "wait --for=delete") ;;
+  "wait --for=condition=Ready")
+    tries=0
+    until torc health --node "$FAKE_NEW" >/dev/null 2>&1; do
+      tries=$((tries + 1)); [ "$tries" -lt 600 ]; sleep 0.1
+    done ;;
+  "delete persistentvolumeclaim") rm "$FAKE/claims/$3" ;;
+  *) echo "kubectl was asked for $*" >&2; exit 1 ;;
+esac
+"#;
+
+impl Pods {
+    fn kubectl(&self, claims: &[&str]) {
+        let fake = self.at("fake");
+        fs::create_dir_all(fake.join("claims")).expect("a folder");
+        fs::write(fake.join("replicas"), "3").expect("write");
+        fs::write(fake.join("log"), "").expect("write");
+        for claim in claims {
+            fs::write(fake.join("claims").join(claim), "").expect("write");
+        }
+        let program = self.at("bin/kubectl");
+        fs::write(&program, KUBECTL).expect("write");
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("chmod");
+    }
+
+    fn scale(&self, count: &str) -> Child {
+        let mut command = self.command(&folder().join("scale.sh"));
+        let log = File::create(self.at("scale.log")).expect("a log");
+        command
+            .arg(count)
+            .env("FAKE", self.at("fake"))
+            .env("FAKE_NEW", self.pods[3].http.to_string())
+            .env("TORC_ADMIN_URL", self.pods[0].admin.to_string())
+            .stdout(log.try_clone().expect("a log"))
+            .stderr(log);
+        spawn(command)
+    }
+
+    /// Waits for its end; answers what it and kubectl said.
+    fn scaled(&self, child: &mut Child) -> (bool, String) {
+        let status = wait::until("scale.sh to end", CHANGE_MAX, || match child.try_wait() {
+            Ok(Some(status)) => Ok(status),
+            Ok(None) => Err(fs::read_to_string(self.at("scale.log")).unwrap_or_default()),
+            Err(error) => Err(error.to_string()),
+        });
+        (
+            status.success(),
+            fs::read_to_string(self.at("scale.log")).expect("a log"),
+        )
+    }
+
+    fn asked(&self) -> Vec<String> {
+        let log = fs::read_to_string(self.at("fake/log")).expect("a log");
+        log.lines().map(str::to_owned).collect()
+    }
+}
+
+#[test]
+fn pods_form_a_cluster_that_grows_and_shrinks_without_losing_a_key() {
+    let _alone = alone();
+    let mut pods = Pods::new();
+    // All at once, as the StatefulSet starts them.
+    for number in 0..3 {
+        pods.start(number, "torc-0");
+    }
+    for number in 0..3 {
+        pods.wait_ready(number);
+    }
+    assert_eq!(pods.members(), ["torc-0", "torc-1", "torc-2"]);
+    let ring = pods.ring();
+    let zones = ring["members"]
+        .as_array()
+        .expect("members")
+        .iter()
+        .map(|m| m["zone"].clone());
+    let mut zones: Vec<_> = zones
+        .map(|zone| zone.as_str().expect("a zone").to_owned())
+        .collect();
+    zones.sort();
+    assert_eq!(zones, ["zone-a", "zone-b", "zone-c"]);
+    for (path, port) in agree::asked() {
+        let address = if port == "admin" {
+            pods.pods[1].admin
+        } else {
+            pods.pods[1].http
+        };
+        let answer = http::send(address, &Request::get(&path), REQUEST_MAX).expect("an answer");
+        assert_eq!(answer.status, 200, "{path} on {port}");
+    }
+    let key = |number: usize| format!("/kv/default/key-{number}");
+    for number in 0..50 {
+        let put = Request::put(&key(number), format!("value {number}"));
+        let answer = http::send(pods.pods[number % 3].http, &put, REQUEST_MAX).expect("an answer");
+        assert_eq!(answer.status, 204, "{}", answer.text());
+    }
+
+    pods.kubectl(&["data-torc-0", "data-torc-1", "data-torc-2"]);
+    let mut growing = pods.scale("4");
+    let replicas = pods.at("fake/replicas");
+    wait::until("the fourth pod to be asked for", CHANGE_MAX, || {
+        let now = fs::read_to_string(&replicas).expect("replicas");
+        let said = fs::read_to_string(pods.at("scale.log")).unwrap_or_default();
+        if now == "4" { Ok(()) } else { Err(said) }
+    });
+    fs::write(pods.at("fake/claims/data-torc-3"), "").expect("write");
+    pods.start(3, "none");
+    let (succeeded, said) = pods.scaled(&mut growing);
+    assert!(succeeded, "{said}");
+    assert_eq!(pods.members(), ["torc-0", "torc-1", "torc-2", "torc-3"]);
+
+    let mut shrinking = pods.scale("3");
+    assert!(
+        pods.wait_exit(3).success(),
+        "a node that has left ends with 0"
+    );
+    let (succeeded, said) = pods.scaled(&mut shrinking);
+    assert!(succeeded, "{said}");
+    assert_eq!(pods.members(), ["torc-0", "torc-1", "torc-2"]);
+    assert!(
+        !pods.at("fake/claims/data-torc-3").exists(),
+        "its volume goes"
+    );
+    let asked = pods.asked();
+    let at = |wanted: &str| {
+        let found = asked.iter().position(|line| line.contains(wanted));
+        found.unwrap_or_else(|| panic!("kubectl was not asked to {wanted}: {asked:#?}"))
+    };
+    let order = [
+        at("torc ring leave torc-3 --yes"),
+        at("--replicas=3"),
+        at("delete persistentvolumeclaim data-torc-3"),
+    ];
+    assert!(order.is_sorted(), "{asked:#?}");
+    for number in 0..50 {
+        let answer = http::send(
+            pods.pods[(number + 1) % 3].http,
+            &Request::get(&key(number)),
+            REQUEST_MAX,
+        );
+        assert_eq!(answer.expect("an answer").text(), format!("value {number}"));
+    }
+
+    // A second command finds nothing to do; a hand that took a pod away without leaving is noticed.
+    let (succeeded, said) = pods.scaled(&mut pods.scale("3"));
+    assert!(succeeded, "{said}");
+    fs::write(&replicas, "2").expect("write");
+    let (succeeded, said) = pods.scaled(&mut pods.scale("3"));
+    assert!(
+        !succeeded && said.contains("torc-2 was taken away without having left the ring"),
+        "{said}"
+    );
+    assert!(pods.at("fake/claims/data-torc-2").exists());
+}
+
+#[test]
+fn a_pod_without_its_volume_makes_no_second_cluster() {
+    let _alone = alone();
+    let mut pods = Pods::new();
+    pods.start(0, "torc-0");
+    pods.wait_ready(0);
+    // bring-up.sh says "none" when it is done; the pod comes back with an empty volume.
+    drop(
+        pods.pods[0]
+            .child
+            .take()
+            .map(|mut child| (child.kill(), child.wait())),
+    );
+    fs::remove_dir_all(pods.at("torc-0-data")).expect("remove");
+    pods.start(0, "none");
+    wait::until("the pod to look for others", READY_MAX, || {
+        let log = fs::read_to_string(pods.at("torc-0.log")).unwrap_or_default();
+        if log.contains("cannot reach a node to join") || log.contains("does not answer") {
+            Ok(())
+        } else {
+            Err(log)
+        }
+    });
+    let ready = http::send(
+        pods.pods[0].http,
+        &Request::get("/health/ready"),
+        REQUEST_MAX,
+    );
+    assert_eq!(ready.expect("an answer").status, 503);
+}

@@ -141,7 +141,8 @@ fn commands(script: &str) -> Vec<(Vec<&str>, Vec<&str>)> {
             let rest = &words[at + 1..];
             // `on` is what scale.sh calls `kubectl exec torc-0 … -- torc` by.
             let named: Vec<&str> = rest.iter().take_while(is_word).copied().collect();
-            if matches!(*word, "torc" | "on") && !named.is_empty() {
+            let is_namespace = at > 0 && words[at - 1] == "--namespace";
+            if matches!(*word, "torc" | "on") && !is_namespace && !named.is_empty() {
                 found.push((named, rest.to_vec()));
             }
         }

@@ -11,7 +11,7 @@ use lapin::options::BasicPublishOptions;
 use lapin::{BasicProperties, Channel, Confirmation, Connection};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, watch};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tracing::{info, warn};
 
 use super::SideError;
@@ -167,12 +167,37 @@ impl Queue {
                 self.give_up(&link, "the queue is not there");
                 Err(PublishError::Away)
             }
-            Ok(Ok(Confirmation::Nack(_) | Confirmation::NotRequested)) => Err(PublishError::Full),
+            Ok(Ok(Confirmation::Nack(_) | Confirmation::NotRequested)) => {
+                if exchange.is_empty() && !self.is_full(&link).await {
+                    self.give_up(&link, "it refuses a message though the queue is not full");
+                    return Err(PublishError::Away);
+                }
+                Err(PublishError::Full)
+            }
             Ok(Err(error)) => {
                 self.give_up(&link, &error.to_string());
                 Err(PublishError::Unconfirmed)
             }
             Err(_) => Err(PublishError::Unconfirmed),
+        }
+    }
+
+    /// Whether a refusal means that the queue is full.
+    ///
+    /// A channel keeps, from the first message on, where the queue's leader is said to be. One that began
+    /// when the leader had just died goes on asking the dead one, and refuses everything until that broker is
+    /// back (RabbitMQ 3.10); a new channel asks the new leader.
+    async fn is_full(&self, link: &Link) -> bool {
+        let length = self.settings.length;
+        if may_be_full(self.depth.load(Ordering::Relaxed), length) {
+            return true;
+        }
+        match timeout(PATIENCE, broker::depth(&link.channel, WRITES)).await {
+            Ok(Ok(depth)) => {
+                self.depth.store(depth, Ordering::Relaxed);
+                may_be_full(depth, length)
+            }
+            Ok(Err(_)) | Err(_) => false,
         }
     }
 
@@ -220,8 +245,12 @@ impl Queue {
                         info!(broker = link.broker, "the queue is connected");
                         *self.link.write() = Some(link.clone());
                         self.connected.notify_waiters();
-                        (pause, told) = (RETRY.0, false);
+                        told = false;
+                        let began = Instant::now();
                         self.watch(&link).await;
+                        if began.elapsed() > RETRY.1 {
+                            pause = RETRY.0;
+                        }
                         brokers.skip();
                     }
                     Err(error) if !std::mem::replace(&mut told, true) => {
@@ -264,10 +293,30 @@ impl Queue {
     }
 }
 
+/// A queue that was full takes messages again only when it is well below its length.
+fn may_be_full(depth: u64, length: u64) -> bool {
+    depth >= length / 2
+}
+
 /// Message ids are at most 255 bytes in AMQP; the ids of writes may be longer.
 fn of_id(id: &str) -> lapin::types::FieldTable {
     let mut headers = lapin::types::FieldTable::default();
     let id = lapin::types::AMQPValue::LongString(id.into());
     headers.insert("x-torc-write".into(), id);
     headers
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_of_a_queue_that_is_half_empty_has_another_reason() {
+        assert!(may_be_full(1_000, 1_000));
+        // It was full a moment ago, and takes nothing yet.
+        assert!(may_be_full(801, 1_000));
+        assert!(!may_be_full(0, 1_000));
+        // A queue of one is never called half empty.
+        assert!(may_be_full(0, 1));
+    }
 }

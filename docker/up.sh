@@ -3,6 +3,7 @@
 #
 #   TORC_BIN=PATH      that binary in the image of torc, instead of compiling one
 #   TORC_OFFLINE=1     do not even try a registry: stand-ins of Debian packages, no Grafana
+#   TORC_DOCKER_SOCKET=/var/run/docker.sock   the autoscaler may use the engine (docs/autoscaler.md)
 #   TORC_BIND, TORC_HTTP_PORT, TORC_PROMETHEUS_PORT, TORC_GRAFANA_PORT: where it is published
 #
 # `docker compose --profile full up` works as well once docker/secrets.sh has run.
@@ -57,6 +58,12 @@ say "building ${TORC_IMAGE:-torc:local}"
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 compose build pki >"$log" 2>&1 || { tail -n 30 "$log" >&2; fail "the image of torc could not be built"; }
+
+# --- the autoscaler's way to the engine: only when it is asked for -------------------------------------
+if [ -n "${TORC_DOCKER_SOCKET:-}" ]; then
+  TORC_DOCKER_GROUP=$(stat -c %g "$TORC_DOCKER_SOCKET")
+  export TORC_DOCKER_GROUP
+fi
 
 # --- up -----------------------------------------------------------------------------------------------
 begin=$SECONDS

@@ -34,6 +34,8 @@ pub(crate) enum Command {
     Serve(Box<ServeArgs>),
     /// Take queued writes from RabbitMQ and have the nodes store them
     Worker(WorkerArgs),
+    /// Add and remove nodes and workers in containers, by load
+    Autoscale(Box<crate::autoscale::AutoscaleArgs>),
     /// Print a key's value
     Get(GetArgs),
     /// Store a value, from the command line, a file or standard input

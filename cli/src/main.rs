@@ -4,6 +4,7 @@
 //! processes is at home here.
 
 mod args;
+mod autoscale;
 mod bench;
 mod bucket;
 mod change;
@@ -41,6 +42,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Serve(args) => serve::run(&args),
         Command::Worker(args) => worker::run(args),
+        Command::Autoscale(args) => autoscale::run(*args),
         Command::Demo(args) => demo::run(args),
         Command::Bench(args) => block_on(bench::run(args)),
         Command::Get(args) => block_on(keys::get(args)),

@@ -9,8 +9,10 @@ if [ ! -e "$ca/ca.key" ]; then
   # Only a cluster that has just got its authority may be bootstrapped: see start.sh.
   touch /issued/node-1/bootstrap
 fi
+# Each a node's name, or NAME=FOLDER: its certificate goes into another folder of /issued than that of its name.
 for node in "$@"; do
-  into=/issued/$node
+  into=/issued/${node#*=}
+  node=${node%%=*}
   # Again in each run: whoever has the CA's key renews a certificate before it expires.
   torc pki issue "$node" --pki "$ca"
   cp "$ca/ca.pem" "$ca/$node.pem" "$ca/$node.key" "$into/"

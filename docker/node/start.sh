@@ -1,5 +1,5 @@
 #!/bin/sh
-# start.sh [worker ARGUMENT...]: starts a node, or a worker.
+# start.sh [worker|autoscale ARGUMENT...]: starts a node, a worker, or the autoscaler.
 #
 # The first node bootstraps the cluster, but only a cluster that has never been there: when its data is lost
 # later it must join the others, not make a second cluster beside theirs. The mark that pki.sh leaves is
@@ -9,9 +9,16 @@ set -eu
 for name in $(env | sed -n 's/^\(TORC_[A-Z0-9_]*\)=$/\1/p'); do
   unset "$name"
 done
-if [ "${1:-}" = worker ]; then
-  exec torc "$@"
-fi
+# Only a torc that still has this setting takes it.
+[ -z "${TORC_RING_CHANGES_PREVIEW:-}" ] || torc config default | grep -q ring_changes_preview || unset TORC_RING_CHANGES_PREVIEW
+case "${1:-}" in
+  worker) exec torc "$@" ;;
+  autoscale)
+    # Without the engine's socket it can only say what it would do.
+    [ -S /var/run/docker.sock ] || set -- "$@" --dry-run
+    exec torc "$@"
+    ;;
+esac
 if [ -e /pki/bootstrap ] && [ ! -e /data/FORMAT ]; then
   exec torc serve --bootstrap
 fi

@@ -23,6 +23,8 @@ pub struct Scraped {
     pub nodes: Vec<SocketAddr>,
     /// Workers.
     pub workers: Vec<SocketAddr>,
+    /// The autoscaler.
+    pub autoscaler: Vec<SocketAddr>,
 }
 
 /// One Prometheus.
@@ -143,6 +145,7 @@ fn configuration(mut text: String, scraped: &Scraped) -> String {
             targets(&scraped.nodes),
         ),
         ("[worker-1:9181, worker-2:9181]", targets(&scraped.workers)),
+        ("[autoscaler:9182]", targets(&scraped.autoscaler)),
         ("scrape_interval: 5s", "scrape_interval: 1s".to_owned()),
         ("scrape_timeout: 4s", "scrape_timeout: 1s".to_owned()),
         (

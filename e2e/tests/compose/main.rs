@@ -1,6 +1,7 @@
 //! The whole platform in containers: the same files that a user starts, with stand-in images where no
 //! registry can be reached. Needs a Docker engine, and root (or sudo) to make the stand-ins the first time.
 
+mod autoscale;
 mod stack;
 
 use std::collections::BTreeSet;
@@ -358,6 +359,7 @@ fn the_platform_gets_healthy_survives_a_node_and_leaves_nothing() {
         &[
             ("torc", 3),
             ("torc-workers", 2),
+            ("torc-autoscaler", 1),
             ("rabbitmq", 3),
             ("prometheus", 1),
         ],

@@ -59,6 +59,8 @@ pub(crate) struct Stack {
     pub(crate) http: SocketAddr,
     pub(crate) prometheus: SocketAddr,
     grafana: SocketAddr,
+    /// Further variables of the scripts.
+    pub(crate) variables: Vec<(&'static str, &'static str)>,
     down: bool,
 }
 
@@ -69,6 +71,7 @@ impl Stack {
             http: ports::free(),
             prometheus: ports::free(),
             grafana: ports::free(),
+            variables: Vec::new(),
             down: false,
         }
     }
@@ -84,6 +87,7 @@ impl Stack {
             command.env("TORC_CACHE_DIR", cache);
         }
         command
+            .envs(self.variables.iter().copied())
             .env("COMPOSE_PROJECT_NAME", &self.project)
             .env("TORC_IMAGE", IMAGE)
             .env("TORC_HTTP_PORT", self.http.port().to_string())
@@ -113,13 +117,28 @@ impl Stack {
         succeed(self.script("down.sh").arg("--data"));
     }
 
-    /// What is there of this project: containers, volumes, networks.
+    /// What is there of this project: containers, volumes, networks, those that were added too.
     pub(crate) fn left(&self) -> Vec<String> {
-        let label = format!("label=com.docker.compose.project={}", self.project);
+        let of_compose = format!("label=com.docker.compose.project={}", self.project);
+        let mut left = self.added();
         let lists: [&[&str]; 3] = [
             &["ps", "-a", "--format", "container {{.Names}}"],
             &["volume", "ls", "--format", "volume {{.Name}}"],
             &["network", "ls", "--format", "network {{.Name}}"],
+        ];
+        left.extend(lists.iter().flat_map(|list| {
+            let text = docker(&[list, &["--filter", of_compose.as_str()][..]].concat());
+            text.lines().map(str::to_owned).collect::<Vec<_>>()
+        }));
+        left
+    }
+
+    /// Containers and volumes that the autoscaler has added.
+    pub(crate) fn added(&self) -> Vec<String> {
+        let label = format!("label=torc.project={}", self.project);
+        let lists: [&[&str]; 2] = [
+            &["ps", "-a", "--format", "container {{.Names}}"],
+            &["volume", "ls", "--format", "volume {{.Name}}"],
         ];
         lists
             .iter()

@@ -1,5 +1,6 @@
 //! The scripts of the pods and of operators, run with real nodes: `start.sh` and `pki.sh` as the pod's
-//! containers run them, `scale.sh` with a stand-in of kubectl that has torc's commands carried out.
+//! containers run them, `bring-up.sh` and `scale.sh` with a stand-in of kubectl that has torc's commands carried
+//! out.
 
 use std::fs::{self, File};
 use std::net::SocketAddr;
@@ -221,49 +222,67 @@ impl Pods {
     }
 }
 
-/// `kubectl` that remembers what it was asked, and has the commands of `exec` carried out here.
+/// `kubectl` that remembers what it was asked and what there is, and has the commands of `exec` carried out here.
 const KUBECTL: &str = r#"#!/bin/sh
 set -eu
-shift 2
+[ "$1" != --namespace ] || shift 2
 echo "$*" >>"$FAKE/log"
+ready() {
+  tries=0
+  until torc health --node "$1" >/dev/null 2>&1; do
+    tries=$((tries + 1)); [ "$tries" -lt 600 ]; sleep 0.1
+  done
+}
 case "$1 $2" in
   "get statefulset") cat "$FAKE/replicas" ;;
   "get persistentvolumeclaim") [ ! -e "$FAKE/claims/$3" ] || echo "persistentvolumeclaim/$3" ;;
+  "get persistentvolumeclaims") ls "$FAKE/claims" ;;
+  "get configmap") [ ! -e "$FAKE/bootstrap" ] || cat "$FAKE/bootstrap" ;;
+  "get secret") [ ! -e "$FAKE/secret" ] || echo secret/torc-ca ;;
+  "create secret") touch "$FAKE/secret" ;;
+  "create configmap") printf %s "${4#--from-literal=pod=}" >"$FAKE/bootstrap" ;;
+  "patch configmap") printf none >"$FAKE/bootstrap" ;;
+  "apply --filename") [ -s "$3" ] ;;
+  "apply --kustomize") [ -s "$3/kustomization.yaml" ]; touch "$FAKE/applied" ;;
+  "rollout status") for node in $FAKE_NODES; do ready "$node"; done ;;
   "exec torc-0") while [ "$1" != -- ]; do shift; done; shift; exec "$@" ;;
   "scale statefulset")
     [ "$4" = "--current-replicas=$(cat "$FAKE/replicas")" ]
     printf %s "${5#--replicas=}" >"$FAKE/replicas" ;;
   "wait --for=create" | "wait --for=delete") ;;
-  "wait --for=condition=Ready")
-    tries=0
-    until torc health --node "$FAKE_NEW" >/dev/null 2>&1; do
-      tries=$((tries + 1)); [ "$tries" -lt 600 ]; sleep 0.1
-    done ;;
+  "wait --for=condition=Ready") ready "$FAKE_NEW" ;;
   "delete persistentvolumeclaim") rm "$FAKE/claims/$3" ;;
   *) echo "kubectl was asked for $*" >&2; exit 1 ;;
 esac
 "#;
 
 impl Pods {
-    fn kubectl(&self, claims: &[&str]) {
+    fn kubectl(&self) {
         let fake = self.at("fake");
         fs::create_dir_all(fake.join("claims")).expect("a folder");
         fs::write(fake.join("replicas"), "3").expect("write");
         fs::write(fake.join("log"), "").expect("write");
-        for claim in claims {
-            fs::write(fake.join("claims").join(claim), "").expect("write");
-        }
         let program = self.at("bin/kubectl");
         fs::write(&program, KUBECTL).expect("write");
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("chmod");
     }
 
-    fn scale(&self, count: &str) -> Child {
-        let mut command = self.command(&folder().join("scale.sh"));
-        let log = File::create(self.at("scale.log")).expect("a log");
+    fn claim(&self, name: &str) -> PathBuf {
+        self.at("fake/claims").join(name)
+    }
+
+    /// A script of operators; what it says goes into `script.log`.
+    fn operator(&self, script: &str, argument: &str) -> Child {
+        let log = File::create(self.at("script.log")).expect("a log");
+        let nodes: Vec<String> = self.pods[..3]
+            .iter()
+            .map(|pod| pod.http.to_string())
+            .collect();
+        let mut command = self.command(&folder().join(script));
         command
-            .arg(count)
+            .arg(argument)
             .env("FAKE", self.at("fake"))
+            .env("FAKE_NODES", nodes.join(" "))
             .env("FAKE_NEW", self.pods[3].http.to_string())
             .env("TORC_ADMIN_URL", self.pods[0].admin.to_string())
             .stdout(log.try_clone().expect("a log"))
@@ -271,17 +290,45 @@ impl Pods {
         spawn(command)
     }
 
-    /// Waits for its end; answers what it and kubectl said.
-    fn scaled(&self, child: &mut Child) -> (bool, String) {
-        let status = wait::until("scale.sh to end", CHANGE_MAX, || match child.try_wait() {
+    /// Waits for its end; answers whether it succeeded and what it said.
+    fn ended(&self, mut script: Child) -> (bool, String) {
+        let said = || fs::read_to_string(self.at("script.log")).unwrap_or_default();
+        let status = wait::until("a script to end", CHANGE_MAX, || match script.try_wait() {
             Ok(Some(status)) => Ok(status),
-            Ok(None) => Err(fs::read_to_string(self.at("scale.log")).unwrap_or_default()),
+            Ok(None) => Err(said()),
             Err(error) => Err(error.to_string()),
         });
-        (
-            status.success(),
-            fs::read_to_string(self.at("scale.log")).expect("a log"),
-        )
+        (status.success(), said())
+    }
+
+    /// Waits until a script has had kubectl do something.
+    fn wait_for(&self, what: &str, look: impl Fn() -> bool) {
+        wait::until(what, CHANGE_MAX, || {
+            let said = fs::read_to_string(self.at("script.log")).unwrap_or_default();
+            if look() { Ok(()) } else { Err(said) }
+        });
+    }
+
+    /// `bring-up.sh`, and pods as the StatefulSet starts them: all at once.
+    fn bring_up(&mut self) {
+        let ca = self.at("ca").display().to_string();
+        let script = self.operator("bring-up.sh", &ca);
+        let applied = self.at("fake/applied");
+        self.wait_for("the manifests to be applied", || applied.exists());
+        let bootstrap = fs::read_to_string(self.at("fake/bootstrap")).expect("the ConfigMap");
+        for number in 0..3 {
+            fs::write(self.claim(&format!("data-torc-{number}")), "").expect("write");
+            self.start(number, &bootstrap);
+        }
+        let (succeeded, said) = self.ended(script);
+        assert!(succeeded, "{said}");
+        let bootstrap = fs::read_to_string(self.at("fake/bootstrap")).expect("the ConfigMap");
+        assert_eq!(bootstrap, "none", "nobody may bootstrap any more");
+        let (succeeded, said) = self.ended(self.operator("bring-up.sh", &ca));
+        assert!(
+            !succeeded && said.contains("was brought up already"),
+            "{said}"
+        );
     }
 
     fn asked(&self) -> Vec<String> {
@@ -294,13 +341,8 @@ impl Pods {
 fn pods_form_a_cluster_that_grows_and_shrinks_without_losing_a_key() {
     let _alone = alone();
     let mut pods = Pods::new();
-    // All at once, as the StatefulSet starts them.
-    for number in 0..3 {
-        pods.start(number, "torc-0");
-    }
-    for number in 0..3 {
-        pods.wait_ready(number);
-    }
+    pods.kubectl();
+    pods.bring_up();
     assert_eq!(pods.members(), ["torc-0", "torc-1", "torc-2"]);
     let ring = pods.ring();
     let zones = ring["members"]
@@ -329,32 +371,25 @@ fn pods_form_a_cluster_that_grows_and_shrinks_without_losing_a_key() {
         assert_eq!(answer.status, 204, "{}", answer.text());
     }
 
-    pods.kubectl(&["data-torc-0", "data-torc-1", "data-torc-2"]);
-    let mut growing = pods.scale("4");
+    let growing = pods.operator("scale.sh", "4");
     let replicas = pods.at("fake/replicas");
-    wait::until("the fourth pod to be asked for", CHANGE_MAX, || {
-        let now = fs::read_to_string(&replicas).expect("replicas");
-        let said = fs::read_to_string(pods.at("scale.log")).unwrap_or_default();
-        if now == "4" { Ok(()) } else { Err(said) }
-    });
-    fs::write(pods.at("fake/claims/data-torc-3"), "").expect("write");
+    let are_four = || fs::read_to_string(&replicas).is_ok_and(|text| text == "4");
+    pods.wait_for("the fourth pod to be asked for", are_four);
+    fs::write(pods.claim("data-torc-3"), "").expect("write");
     pods.start(3, "none");
-    let (succeeded, said) = pods.scaled(&mut growing);
+    let (succeeded, said) = pods.ended(growing);
     assert!(succeeded, "{said}");
     assert_eq!(pods.members(), ["torc-0", "torc-1", "torc-2", "torc-3"]);
 
-    let mut shrinking = pods.scale("3");
+    let shrinking = pods.operator("scale.sh", "3");
     assert!(
         pods.wait_exit(3).success(),
         "a node that has left ends with 0"
     );
-    let (succeeded, said) = pods.scaled(&mut shrinking);
+    let (succeeded, said) = pods.ended(shrinking);
     assert!(succeeded, "{said}");
     assert_eq!(pods.members(), ["torc-0", "torc-1", "torc-2"]);
-    assert!(
-        !pods.at("fake/claims/data-torc-3").exists(),
-        "its volume goes"
-    );
+    assert!(!pods.claim("data-torc-3").exists(), "its volume goes");
     let asked = pods.asked();
     let at = |wanted: &str| {
         let found = asked.iter().position(|line| line.contains(wanted));
@@ -376,15 +411,15 @@ fn pods_form_a_cluster_that_grows_and_shrinks_without_losing_a_key() {
     }
 
     // A second command finds nothing to do; a hand that took a pod away without leaving is noticed.
-    let (succeeded, said) = pods.scaled(&mut pods.scale("3"));
+    let (succeeded, said) = pods.ended(pods.operator("scale.sh", "3"));
     assert!(succeeded, "{said}");
     fs::write(&replicas, "2").expect("write");
-    let (succeeded, said) = pods.scaled(&mut pods.scale("3"));
+    let (succeeded, said) = pods.ended(pods.operator("scale.sh", "3"));
     assert!(
         !succeeded && said.contains("torc-2 was taken away without having left the ring"),
         "{said}"
     );
-    assert!(pods.at("fake/claims/data-torc-2").exists());
+    assert!(pods.claim("data-torc-2").exists());
 }
 
 #[test]

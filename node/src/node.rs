@@ -208,9 +208,13 @@ pub async fn run(
         news: news.clone(),
     };
     let trees = take_trees(&store, &settings, (&committer, &mut cluster_mail_rx)).await?;
+    let store_empty = store.is_empty()?;
     let mut shards = JoinSet::new();
     for (index, outlets) in outlets.into_iter().enumerate() {
-        let of_shard = shard_settings(&settings, node, index, bounds.shards)?;
+        let of_shard = ShardSettings {
+            store_empty,
+            ..shard_settings(&settings, node, index, bounds.shards)?
+        };
         let mut shard = Shard::new(of_shard, &opened.hints, now);
         restore(&mut shard, &trees);
         shards.spawn(shard_task::run(shard, tools(index), outlets));

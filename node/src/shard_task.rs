@@ -19,7 +19,7 @@ use torc_protocol::shard_io::{Event, Input, Output};
 use torc_protocol::store::{Batch, CommitId, Found, Query, ReadId, StoreError};
 use torc_protocol::time::{Mono, Now};
 use torc_ring::{ConfigVersion, NodeId, RingVersion};
-use torc_storage::{Committer, Store};
+use torc_storage::{Committer, Outcome, Store};
 use tracing::{debug, error, warn};
 
 use crate::handle::{Handle, Submission};
@@ -31,6 +31,8 @@ const BATCH_MAX: usize = 256;
 const BLOCKING_READS_MAX: usize = 64;
 /// How often clients that hung up are looked for, in microseconds.
 const LOOK_EVERY: u64 = 250_000;
+/// Rounds of commits of one turn, each of what came out of the one before; the thread does the rest.
+const COMMITS_MAX: usize = 4;
 /// Clients' requests that may wait for one shard.
 pub(crate) const SUBMISSIONS_MAX: usize = 16_384;
 /// Batches of peers' messages that may wait for one shard.
@@ -98,6 +100,7 @@ pub(crate) async fn run(shard: Shard, tools: Tools, mut outlets: Outlets) {
         blocking: Arc::new(Semaphore::new(BLOCKING_READS_MAX)),
         drains: Vec::new(),
         looked: Mono(0),
+        commits: Commits::default(),
     };
     let mut submissions = Vec::with_capacity(BATCH_MAX);
     let mut peers = Vec::with_capacity(BATCH_MAX);
@@ -136,6 +139,7 @@ pub(crate) async fn run(shard: Shard, tools: Tools, mut outlets: Outlets) {
         if alarm.is_elapsed() {
             task.handle(now, Input::Tick);
         }
+        task.commit_all(now);
         task.answer_drains();
         task.forget_the_gone(now);
     }
@@ -182,6 +186,17 @@ struct Task {
     blocking: Arc<Semaphore>,
     drains: Vec<oneshot::Sender<()>>,
     looked: Mono,
+    commits: Commits,
+}
+
+/// What the committer has of this shard.
+#[derive(Default)]
+struct Commits {
+    /// Batches without an outcome.
+    open: usize,
+    /// Of those, handed over in this turn.
+    new: usize,
+    outcomes: Vec<Outcome>,
 }
 
 impl Task {
@@ -194,6 +209,7 @@ impl Task {
     fn on_mail(&mut self, now: Now, mail: Mail) {
         match mail {
             Mail::Committed(results) => {
+                self.commits.open -= results.len();
                 for (id, result) in results {
                     self.handle(now, Input::Committed(id, result));
                 }
@@ -236,6 +252,9 @@ impl Task {
                 if let Err((id, _)) = self.commit(id, batch) {
                     self.shard
                         .handle(now, Input::Committed(id, Err(StoreError::Failed)));
+                } else {
+                    self.commits.open += 1;
+                    self.commits.new += 1;
                 }
             }
             Output::Drained(ring) => self.tell(ShardNews::Drained(index, ring)),
@@ -249,13 +268,36 @@ impl Task {
     fn commit(&self, id: CommitId, batch: Batch) -> Result<(), (CommitId, Batch)> {
         let (index, committer) = (self.tools.index, &self.tools.committer);
         match &self.tools.handle.side().outbox {
-            None => committer.submit(index, id, batch),
+            None => committer.submit_quietly(index, id, batch),
             Some(outbox) => {
                 let view = self.tools.handle.view();
                 let of = (view.as_deref(), &self.tools.handle);
                 outbox.submit(of, committer, (index, id), batch)
             }
         }
+    }
+
+    /// Has the batches of this turn written: here, where the disk makes nobody wait and no outcome is on
+    /// its way that these would overtake.
+    fn commit_all(&mut self, now: Now) {
+        let (index, committer) = (self.tools.index, self.tools.committer.clone());
+        for _ in 0..COMMITS_MAX {
+            if self.commits.new == 0 {
+                return;
+            }
+            if self.commits.open > std::mem::take(&mut self.commits.new) {
+                break;
+            }
+            let mut outcomes = std::mem::take(&mut self.commits.outcomes);
+            committer.commit_here(index, &mut outcomes);
+            self.commits.open -= outcomes.len();
+            for (id, result) in outcomes.drain(..) {
+                self.handle(now, Input::Committed(id, result));
+            }
+            self.commits.outcomes = outcomes;
+        }
+        self.commits.new = 0;
+        committer.commit_there();
     }
 
     fn on_event(&self, event: &Event) {

@@ -35,6 +35,8 @@ pub struct ShardSettings {
     pub count: u8,
     /// Highest clock bound that any earlier life of this node made durable.
     pub durable_bound: Hlc,
+    /// The store holds no record as the shard starts, so that no write has to look for a newer version.
+    pub store_empty: bool,
     /// Random number, new at each start: exchanges of an earlier life are not mistaken for present ones.
     pub seed: u64,
     /// Allowed clock drift, in microseconds.
@@ -79,6 +81,7 @@ impl ShardSettings {
             index,
             count,
             durable_bound: Hlc(0),
+            store_empty: false,
             seed: 0,
             drift_max: 60 * SECOND,
             hint_after: SECOND,

@@ -100,11 +100,17 @@ struct Watch {
 impl Replica {
     pub(crate) fn new(core: &Core) -> Self {
         // Whatever an earlier life stored was within the drift of its clock; see the module's invariant.
-        let horizon = Hlc::from_micros(core.now.wall.0.saturating_add(core.settings.drift_max));
+        let drift_max = core.settings.drift_max;
+        let horizon = if core.settings.store_empty {
+            Hlc(0)
+        } else {
+            let latest = Hlc::from_micros(core.now.wall.0.saturating_add(drift_max));
+            latest.max(core.settings.durable_bound)
+        };
         Self {
             reads: BTreeMap::new(),
             commits: BTreeMap::new(),
-            newest: vec![horizon.max(core.settings.durable_bound); SLOTS],
+            newest: vec![horizon; SLOTS],
             watches: BTreeMap::new(),
             watch_count: 0,
             #[cfg(feature = "mutants")]

@@ -28,7 +28,7 @@ mod schema;
 mod space;
 mod tune;
 
-pub use commit::{Committer, Deliver, Observe};
+pub use commit::{Committer, Deliver, Observe, Outcome};
 pub use error::{Fatal, FatalStep, StorageError};
 pub use mem::MemStore;
 pub use options::{Durability, Inject, Options};

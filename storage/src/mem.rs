@@ -422,6 +422,20 @@ impl Backend for MemWriter {
             });
         }
     }
+
+    fn may_be_quick(&self) -> bool {
+        !self.shared.data.lock().held
+    }
+
+    fn write_at_once(
+        &mut self,
+        group: &[Waiting],
+        outcomes: &mut Vec<Result<(), StoreError>>,
+    ) -> bool {
+        // Held since: then it waits as the thread would.
+        self.write(group, outcomes);
+        true
+    }
 }
 
 impl std::fmt::Debug for MemStore {

@@ -448,13 +448,41 @@ impl Inner {
             return if sync { self.sync_log() } else { Ok(()) };
         }
         let bytes = batch.size_in_bytes() as u64;
-        let written = match self.injected(FatalStep::Commit) {
-            Ok(()) => self.db.write_opt(batch, options).map_err(Failure::Rocks),
-            Err(error) => Err(Failure::Injected(error)),
-        };
+        let written = self.put(batch, options);
+        self.settle(written, bytes, sync)
+    }
+
+    /// Writes one group without syncing it; `None`, and nothing is written, where RocksDB would wait.
+    fn write_unless_stalled(
+        &self,
+        batch: WriteBatch,
+        options: &WriteOptions,
+    ) -> Option<Result<(), StoreError>> {
+        if batch.is_empty() {
+            return Some(Ok(()));
+        }
+        let bytes = batch.size_in_bytes() as u64;
+        match self.put(batch, options) {
+            Err(Failure::Rocks(error)) if error.kind() == ErrorKind::Incomplete => None,
+            written => Some(self.settle(written, bytes, false)),
+        }
+    }
+
+    fn put(&self, batch: WriteBatch, options: &WriteOptions) -> Result<(), Failure> {
+        self.injected(FatalStep::Commit)
+            .map_err(Failure::Injected)?;
+        self.db.write_opt(batch, options).map_err(Failure::Rocks)
+    }
+
+    fn settle(
+        &self,
+        written: Result<(), Failure>,
+        bytes: u64,
+        sync: bool,
+    ) -> Result<(), StoreError> {
         written.map_err(|failure| self.judge(FatalStep::Commit, failure))?;
         self.space.note_written(bytes);
-        // This thread is the only writer: nothing has been written since.
+        // Whoever writes holds the committer's desk: nothing has been written since.
         let sequence = self.db.latest_sequence_number();
         self.advance(if sync {
             Progress::Synced(sequence)
@@ -484,17 +512,32 @@ struct Writer {
     inner: Arc<Inner>,
     synced: WriteOptions,
     unsynced: WriteOptions,
+    /// Not synced, and refused where RocksDB would have it wait.
+    unwaiting: WriteOptions,
 }
 
 impl Writer {
     fn new(inner: Arc<Inner>) -> Self {
         let mut synced = WriteOptions::default();
         synced.set_sync(true);
+        let mut unwaiting = WriteOptions::default();
+        unwaiting.set_no_slowdown(true);
         Self {
             inner,
             synced,
             unsynced: WriteOptions::default(),
+            unwaiting,
         }
+    }
+
+    fn batch(&self, group: &[Waiting], takes: impl Fn(&Waiting) -> bool) -> WriteBatch {
+        let bytes: usize = group.iter().map(|waiting| waiting.bytes).sum();
+        let mut batch = WriteBatch::with_capacity_bytes(bytes + 64);
+        let taken = group.iter().filter(|waiting| takes(waiting));
+        for write in taken.flat_map(|waiting| &waiting.batch.writes) {
+            self.encode(write, &mut batch);
+        }
+        batch
     }
 
     fn encode(&self, write: &Write, out: &mut WriteBatch) {
@@ -543,22 +586,19 @@ impl Backend for Writer {
             outcomes.extend(group.iter().map(|_| Err(StoreError::Full)));
             return;
         }
-        let mut sync = inner.options.durability == Durability::Fsync;
-        let bytes: usize = group.iter().map(|waiting| waiting.bytes).sum();
-        let mut batch = WriteBatch::with_capacity_bytes(bytes + 64);
-        for waiting in group {
-            if Some(space::needs(&waiting.batch)) > room {
-                outcomes.push(Err(StoreError::Full));
-                continue;
-            }
-            sync |= waiting.batch.sync == SyncPolicy::Fsync;
-            waiting
-                .batch
-                .writes
+        let fits = |waiting: &Waiting| Some(space::needs(&waiting.batch)) <= room;
+        let sync = inner.options.durability == Durability::Fsync
+            || group
                 .iter()
-                .for_each(|write| self.encode(write, &mut batch));
-            outcomes.push(Ok(()));
-        }
+                .any(|waiting| fits(waiting) && is_synced(waiting));
+        let batch = self.batch(group, fits);
+        outcomes.extend(group.iter().map(|waiting| {
+            if fits(waiting) {
+                Ok(())
+            } else {
+                Err(StoreError::Full)
+            }
+        }));
         let options = if sync { &self.synced } else { &self.unsynced };
         if let Err(error) = inner.write(batch, options, sync) {
             outcomes
@@ -567,6 +607,32 @@ impl Backend for Writer {
                 .for_each(|outcome| *outcome = Err(error));
         }
     }
+
+    fn may_be_quick(&self) -> bool {
+        let inner = &self.inner;
+        inner.options.durability != Durability::Fsync && !inner.broken.load(Ordering::Acquire)
+    }
+
+    fn write_at_once(
+        &mut self,
+        group: &[Waiting],
+        outcomes: &mut Vec<Result<(), StoreError>>,
+    ) -> bool {
+        let inner = &self.inner;
+        if group.iter().any(is_synced) || inner.space.room() != Room::All {
+            return false;
+        }
+        let batch = self.batch(group, |_| true);
+        let written = inner.write_unless_stalled(batch, &self.unwaiting);
+        if let Some(outcome) = written {
+            outcomes.extend(group.iter().map(|_| outcome));
+        }
+        written.is_some()
+    }
+}
+
+fn is_synced(waiting: &Waiting) -> bool {
+    waiting.batch.sync == SyncPolicy::Fsync
 }
 
 fn count_hints(db: &DB, path: &std::path::Path) -> Result<Vec<HintTotal>, StorageError> {

@@ -48,6 +48,9 @@ contract! {
     what_can_never_be_merged_is_corrupt_and_stays_so
     an_empty_batch_is_committed
     what_was_submitted_before_the_committer_ended_is_committed
+    a_caller_commits_what_it_submitted
+    a_batch_that_is_to_be_synced_is_committed_all_the_same
+    callers_and_the_thread_commit_side_by_side
 }
 
 fn a_merged_record_is_read_and_an_older_one_changes_nothing(place: &impl Place) {
@@ -687,4 +690,96 @@ fn what_was_submitted_before_the_committer_ended_is_committed(place: &impl Place
     }
     assert_eq!(done, 1000);
     assert_eq!(read(&disk, &key(1, 999, b"k")), Ok(Some(value(1, b"v"))));
+}
+
+fn quietly(commits: &Commits, shard: usize, number: u64, batch: Batch) {
+    commits
+        .committer
+        .submit_quietly(shard, CommitId(number), batch)
+        .expect("room");
+}
+
+fn a_caller_commits_what_it_submitted(place: &impl Place) {
+    let (disk, _) = place.open();
+    let commits = Commits::of(&disk);
+    let at = |number| key(1, number, b"k");
+    for (shard, number) in [(0, 1), (1, 2), (0, 3)] {
+        let one = batch(vec![merge(&at(number), &value(1, b"v"))]);
+        quietly(&commits, shard, number, one);
+    }
+    assert_eq!(commits.committer.waiting(), 3);
+    let mut outcomes = Vec::new();
+    commits.committer.commit_here(0, &mut outcomes);
+    assert_eq!(outcomes, [(CommitId(1), Ok(())), (CommitId(3), Ok(()))]);
+    assert_eq!(commits.wait(1), [(1, (CommitId(2), Ok(())))]);
+    for number in 1..=3 {
+        assert_eq!(read(&disk, &at(number)), Ok(Some(value(1, b"v"))));
+    }
+    // With nothing to do, nothing is done.
+    outcomes.clear();
+    commits.committer.commit_here(0, &mut outcomes);
+    assert_eq!(outcomes, []);
+}
+
+fn a_batch_that_is_to_be_synced_is_committed_all_the_same(place: &impl Place) {
+    let (disk, _) = place.open();
+    let commits = Commits::of(&disk);
+    let at = |number| key(1, number, b"k");
+    for number in 1..=2 {
+        let mut one = batch(vec![merge(&at(number), &value(1, b"v"))]);
+        if number == 2 {
+            one.sync = Sync::Fsync;
+        }
+        quietly(&commits, 0, number, one);
+    }
+    let mut outcomes = Vec::new();
+    commits.committer.commit_here(0, &mut outcomes);
+    if outcomes.is_empty() {
+        outcomes.extend(commits.wait(2).into_iter().map(|(_, outcome)| outcome));
+    }
+    assert_eq!(outcomes, [(CommitId(1), Ok(())), (CommitId(2), Ok(()))]);
+    assert_eq!(read(&disk, &at(2)), Ok(Some(value(1, b"v"))));
+}
+
+fn callers_and_the_thread_commit_side_by_side(place: &impl Place) {
+    let (disk, _) = place.open();
+    let commits = Commits::of(&disk);
+    let (shards, each) = (4_usize, 300_u64);
+    let here: Vec<_> = std::thread::scope(|scope| {
+        let callers: Vec<_> = (0..shards)
+            .map(|shard| {
+                let committer = commits.committer.clone();
+                scope.spawn(move || {
+                    let mut outcomes = Vec::new();
+                    for number in 0..each {
+                        let at = key(1, number, &[shard as u8]);
+                        let one = batch(vec![merge(&at, &value(1, b"v"))]);
+                        committer
+                            .submit_quietly(shard, CommitId(number), one)
+                            .expect("room");
+                        if number % 3 == 0 {
+                            committer.commit_there();
+                        } else {
+                            committer.commit_here(shard, &mut outcomes);
+                        }
+                    }
+                    committer.commit_there();
+                    (shard, outcomes)
+                })
+            })
+            .collect();
+        callers.into_iter().map(|c| c.join().unwrap()).collect()
+    });
+    let done: usize = here.iter().map(|(_, outcomes)| outcomes.len()).sum();
+    let there = commits.wait(shards * each as usize - done);
+    for (shard, outcomes) in here {
+        let there = there.iter().filter(|(of, _)| *of == shard);
+        let mut all: Vec<_> = outcomes
+            .into_iter()
+            .chain(there.map(|(_, outcome)| *outcome))
+            .collect();
+        all.sort_unstable_by_key(|(id, _)| id.0);
+        let expected: Vec<_> = (0..each).map(|number| (CommitId(number), Ok(()))).collect();
+        assert_eq!(all, expected);
+    }
 }

@@ -107,10 +107,11 @@ impl Outbox {
         (count(Lane::First), count(Lane::Later))
     }
 
-    /// Hands a batch to the committer together with the notes of the changes that it makes.
+    /// Hands a batch to the committer together with the notes of the changes that it makes; the caller has
+    /// it committed.
     ///
     /// # Errors
-    /// As [`Committer::submit`].
+    /// As [`Committer::submit_quietly`].
     pub fn submit(
         &self,
         (view, handle): (Option<&View>, &Handle),
@@ -122,7 +123,7 @@ impl Outbox {
         if let Some(view) = view {
             self.note(view, handle, &mut batch);
         }
-        committer.submit(index, id, batch)
+        committer.submit_quietly(index, id, batch)
     }
 
     fn note(&self, view: &View, handle: &Handle, batch: &mut Batch) {

@@ -265,6 +265,7 @@ impl World {
         let mut settings = ShardSettings::new(this.member.id, index, count);
         settings.zone.clone_from(&this.member.zone);
         settings.durable_bound = this.disk.visible.shards_bound();
+        settings.store_empty = this.disk.visible.records.is_empty();
         settings.seed = seed.wrapping_add(u64::from(index) << 32);
         settings.drift_max = plan.drift_max;
         settings.hint_bytes_max = plan.hint_bytes_max;

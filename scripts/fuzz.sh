@@ -3,6 +3,7 @@
 #
 #   FUZZ_RUNS=1000000   executions of each target, or
 #   FUZZ_SECONDS=30     seconds for each (the default)
+#   FUZZ_TIMEOUT=5      seconds that one input may take; of the clock, so more on a machine with no time to spare
 #
 # What is found stays under fuzz/artifacts/TARGET; the inputs that reach new code under fuzz/corpus/TARGET
 # make the next run start where this one ended. Neither is committed: a finding becomes a test. Valid inputs
@@ -46,7 +47,7 @@ for target in "$@"; do
   [ ! -d "fuzz/seeds/$target" ] || seeds="fuzz/seeds/$target"
   log=$(mktemp)
   if "$tool" fuzz run --sanitizer none --target-dir "$CARGO_TARGET_DIR/fuzz" "$target" "fuzz/corpus/$target" $seeds -- \
-    "$limit" -rss_limit_mb=512 -malloc_limit_mb=128 -timeout=5 -print_final_stats=1 >"$log" 2>&1; then
+    "$limit" -rss_limit_mb=512 -malloc_limit_mb=128 -timeout="${FUZZ_TIMEOUT:-5}" -print_final_stats=1 >"$log" 2>&1; then
     grep -E 'number_of_executed_units|peak_rss_mb' "$log" | sed "s/^/fuzz: $target /"
     rm -f "$log"
   else

@@ -79,6 +79,26 @@ REPAIR = [
     ("Bytes between nodes", "Bps", [(rate("torc_peer_bytes_total", "instance, direction"), "{{instance}} {{direction}}")]),
     ("Peers refused", "ops", [(rate("torc_peer_refused_total", "reason"), "{{reason}}")]),
     ("Version collisions", "short", [("sum(torc_version_collisions_total)", "must stay 0")]),
+    ("Anti-entropy: age of the oldest comparison", "s", [("torc_antientropy_age_seconds", "{{instance}}"), ("job:torc_antientropy_age_seconds:max", "oldest")], "Since when the least verified copy of a partition is known to agree with another owner's."),
+    ("Anti-entropy: pairs in doubt", "short", [("torc_antientropy_doubts", "{{instance}}"), ("torc_antientropy_pairs", "{{instance}} all")]),
+    ("Anti-entropy: keys repaired", "ops", [(rate("torc_antientropy_keys_repaired_total", "instance"), "{{instance}}")]),
+]
+
+SIDE = [
+    ("Cache: reads, by how they fared", "reqps", [(rate("torc_cache_requests_total", "result"), "{{result}}")]),
+    ("Cache: share of hits", "percentunit", [("job:torc_cache_hits:ratio_rate5m", "{{job}}")], "Of the reads that may use it."),
+    ("Cache: keys", "short", [("max(torc_cache_keys)", "keys")]),
+    ("Cache: memory", "bytes", [("max(torc_cache_bytes)", "Redis")]),
+    ("Connected", "short", [("torc_cache_connected", "{{instance}} cache"), ("torc_queue_connected", "{{instance}} queue"), ("torc_worker_connected", "{{instance}} worker")]),
+    ("Queue: writes that wait", "short", [("job:torc_queue_depth:max", "waiting"), ('max(torc_queue_dead{job="torc"})', "given up")]),
+    ("Workers: messages done", "ops", [(rate("torc_worker_messages_total", "result"), "{{result}}")]),
+    ("Workers: messages in work", "short", [("torc_worker_in_work", "{{instance}}")]),
+    ("Workers: attempts made again, deliveries repeated", "ops", [(rate("torc_worker_retries_total", "reason"), "{{reason}}"), ("sum(rate(torc_worker_redelivered_total[$__rate_interval]))", "delivered again")]),
+    ("Change feed", "ops", [(rate("torc_changes_total", "result"), "{{result}}")]),
+    ("Change feed: notes that wait", "short", [("sum by (lane) (torc_changes_waiting)", "{{lane}}")]),
+    ("Autoscaler: how many there are", "short", [("torc_autoscale_count", "{{kind}}s"), ("torc_autoscale_added", "{{kind}}s added")]),
+    ("Autoscaler: load of each", "short", [("torc_autoscale_load", "{{kind}}")]),
+    ("Autoscaler: changes", "short", [("sum by (kind, change, outcome) (torc_autoscale_changes_total)", "{{kind}} {{change}} {{outcome}}")]),
 ]
 
 DASHBOARDS = {
@@ -86,6 +106,7 @@ DASHBOARDS = {
     "node": ("Node", NODES),
     "latency": ("Latency by operation", LATENCY),
     "repair": ("Repair", REPAIR),
+    "side": ("Side services", SIDE),
 }
 
 # Two panels beside each other on Grafana's grid of 24 columns.

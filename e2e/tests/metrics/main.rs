@@ -3,6 +3,7 @@
 //! label that is not there.
 
 mod queries;
+mod side;
 
 use std::fs;
 use std::net::SocketAddr;
@@ -16,9 +17,10 @@ use torc_e2e::http::{Connection, Request};
 use torc_e2e::services::program;
 use torc_e2e::services::prometheus::{Prometheus, Scraped, files};
 use torc_e2e::workload::{Load, Mix, seed};
-use torc_e2e::{alone, wait};
+use torc_e2e::{alone, ports, wait};
 
 use queries::{Query, docker, of_dashboards, selectors};
+use side::Side;
 
 /// Values that are larger together than a node's write buffer.
 const LARGE: usize = 40;
@@ -127,6 +129,7 @@ fn too_many_watches(node: SocketAddr, count: usize) -> Vec<Connection> {
 #[test]
 fn every_query_of_dashboards_and_rules_finds_something_in_a_live_cluster() {
     let _alone = alone();
+    let side = Side::start();
     let mut cluster = Cluster::start(
         3,
         Options {
@@ -135,16 +138,21 @@ fn every_query_of_dashboards_and_rules_finds_something_in_a_live_cluster() {
             config: Some(
                 "[hints]\nbytes_per_target = \"16KiB\"\n[limits]\nrequests = 32\n\
                  [storage]\nwrite_buffer = \"1MiB\"\n"
-                    .to_owned(),
+                    .to_owned()
+                    + &side.settings(),
             ),
             ..Options::default()
         },
     );
     let admins: Vec<_> = cluster.nodes.iter().map(|node| node.admin).collect();
+    let [worker, autoscaler] = [ports::free(), ports::free()];
     let prometheus = Prometheus::start(&Scraped {
-        nodes: admins,
-        ..Scraped::default()
+        nodes: admins.clone(),
+        workers: vec![worker],
+        autoscaler: vec![autoscaler],
     });
+    let _worker = side::worker(&cluster, worker);
+    let _autoscaler = side::autoscaler(&cluster, autoscaler, prometheus.address);
     let rules = prometheus.rules();
     let queries = expected(&rules);
     assert!(
@@ -174,6 +182,7 @@ fn every_query_of_dashboards_and_rules_finds_something_in_a_live_cluster() {
 
     let mut left = queries.clone();
     let outcome = wait::try_until("every query to find something", FOUND_MAX, || {
+        side::use_it(&cluster.nodes[0]);
         let listed = cluster.nodes[0].ask(&Request::get("/kv/default?prefix=metrics-&limit=10"));
         let listed = listed.map(|response| response.status);
         for number in 0..LARGE {

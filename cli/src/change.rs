@@ -285,11 +285,14 @@ fn show_layout(layout: &LayoutView, partitions: u32) -> String {
         ]
     });
     format!(
-        "buckets {} ({n}): {} of {partitions} partitions change hands, {} of {} replicas are copied{overhead}\n\n{}\n",
+        "buckets {} ({n}): {} of {partitions} partitions change hands, {} of {} replicas are copied{overhead}; \
+         the fullest node holds {:.2} of its fair share, then {:.2}\n\n{}\n",
         layout.buckets.join(", "),
         layout.partitions_moving,
         layout.replicas_moved,
         layout.replicas_after,
+        layout.fullest_before,
+        layout.fullest_after,
         output::table(&["NODE", "NOW", "GAINS", "LOSES", "THEN"], rows)
     )
 }

@@ -83,8 +83,14 @@ pub struct LayoutView {
     pub replicas_after: u32,
     /// Replicas that are copied.
     pub replicas_moved: u32,
-    /// The least that any fair placement would copy, in replicas.
+    /// The least that has to be copied, in replicas.
     pub unavoidable: f64,
+    /// The fullest node's replicas as a multiple of its fair share, before.
+    #[serde(default)]
+    pub fullest_before: f64,
+    /// The fullest node's replicas as a multiple of its fair share, after.
+    #[serde(default)]
+    pub fullest_after: f64,
     /// Nodes before and after.
     pub nodes: Vec<NodePlanView>,
 }

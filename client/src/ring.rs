@@ -1,10 +1,12 @@
 //! The ring as a node shows it (`GET /ring`), and the owners of a key computed from it.
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 use torc_ring::config::Secret;
 use torc_ring::{
-    Bucket, BucketId, ClusterId, Config, ConfigError, ConfigVersion, Member, NodeId, Ring,
-    RingVersion,
+    Bucket, BucketId, ClusterId, Config, ConfigError, ConfigVersion, Member, NodeId, OwnerTable,
+    Ring, RingVersion,
 };
 
 use crate::text::Text;
@@ -32,6 +34,19 @@ pub struct RingView {
     /// Buckets, in order of their names.
     #[serde(default)]
     pub buckets: Vec<RingBucket>,
+    /// Who owns each partition, by the number of replicas; where none is for a bucket's, owners are computed
+    /// from the members.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tables: Vec<RingTable>,
+}
+
+/// The owners of all partitions for one number of replicas.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RingTable {
+    /// Replicas of each key.
+    pub n: u8,
+    /// [`OwnerTable::as_bytes`] in base64, about the members that are not joining, ordered by id.
+    pub owners: String,
 }
 
 /// A bucket, as far as the ring is concerned.
@@ -166,6 +181,11 @@ impl Routes {
             })
             .collect();
         buckets.sort_by(|a, b| a.name.cmp(&b.name));
+        let table = |table: &RingTable| match STANDARD.decode(&table.owners) {
+            Ok(bytes) => Ok(OwnerTable::from_bytes(table.n, bytes)),
+            Err(_) => Err(ConfigError::BadTable { n: table.n }),
+        };
+        let tables: Result<Vec<OwnerTable>, ConfigError> = view.tables.iter().map(table).collect();
         let config = Config {
             // Neither takes part in placement.
             cluster: ClusterId(0),
@@ -181,6 +201,8 @@ impl Routes {
             last_change: None,
             next_bucket: BucketId(u32::MAX),
             buckets,
+            tables: tables?,
+            target_tables: Vec::new(),
         };
         config.validate()?;
         let ring = Ring::compute(&config);
@@ -222,6 +244,7 @@ pub(crate) mod tests {
             token_seed: u64::MAX,
             cluster: "c".into(),
             changing: false,
+            tables: Vec::new(),
             buckets: vec![RingBucket {
                 name: "default".into(),
                 id: 1,
@@ -258,6 +281,31 @@ pub(crate) mod tests {
         assert_eq!(owners, expected);
         assert_eq!(owners.len(), 3);
         assert!(routes.owners("other", b"hello").is_empty());
+    }
+
+    #[test]
+    fn owners_that_the_cluster_has_written_down_are_believed() {
+        let mut view = view(5);
+        let computed = Routes::compute(&view).expect("valid");
+        let ring = computed
+            .config()
+            .regrouped(computed.config().current.clone());
+        let written = Ring::compute(&ring);
+        view.tables = vec![RingTable {
+            n: 3,
+            owners: STANDARD.encode(ring.tables[0].as_bytes()),
+        }];
+        let json = serde_json::to_string(&view).expect("json");
+        let view: RingView = serde_json::from_str(&json).expect("read");
+        let routes = Routes::compute(&view).expect("valid");
+        let partitions = || (0..64).map(torc_ring::PartitionId);
+        assert!(partitions().all(|p| routes.ring().owners(3, p) == written.owners(3, p)));
+        assert!(partitions().any(|p| routes.ring().owners(3, p) != computed.ring().owners(3, p)));
+        let mut broken = view.clone();
+        broken.tables[0].owners = "no base64!".into();
+        assert!(Routes::compute(&broken).is_err());
+        broken.tables[0].owners = STANDARD.encode([0; 72]);
+        assert!(Routes::compute(&broken).is_err());
     }
 
     #[test]

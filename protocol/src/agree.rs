@@ -318,6 +318,7 @@ pub fn may_follow(decided: &Config, value: &Config) -> bool {
     let frozen = decided.target.is_none()
         && Config {
             current: value.current.clone(),
+            tables: value.tables.clone(),
             ..decided.reissued()
         } == *value;
     change::follows(decided, value) || frozen

@@ -116,13 +116,30 @@ pub fn decode(frame: &Bytes) -> Result<PeerMessage, WireError> {
     Ok(message)
 }
 
-/// The bytes of a configuration, for wire and disk.
+/// A configuration without tables of owners, as all were at first.
+const CONFIG_PLAIN: u8 = 1;
+/// A configuration with tables of owners, which stand last.
+const CONFIG_TABLES: u8 = 2;
+/// How two empty lists of tables are encoded: what [`CONFIG_PLAIN`] leaves out.
+const NO_TABLES: [u8; 16] = [0; 16];
+
+/// The bytes of a configuration, for wire and disk: without tables of owners the same ones as before there
+/// were any, so that old configurations are read, and a cluster that has none yet understands older nodes.
 ///
 /// # Errors
 /// When it is over the limit.
 pub fn encode_config(value: &Config) -> Result<Bytes, WireError> {
-    let mut out = vec![WIRE_VERSION];
+    let is_plain = value.tables.is_empty() && value.target_tables.is_empty();
+    let version = if is_plain {
+        CONFIG_PLAIN
+    } else {
+        CONFIG_TABLES
+    };
+    let mut out = vec![version];
     out.extend(bincode::serde::encode_to_vec(value, config())?);
+    if is_plain {
+        out.truncate(out.len() - NO_TABLES.len());
+    }
     Ok(out.into())
 }
 
@@ -132,14 +149,25 @@ pub fn encode_config(value: &Config) -> Result<Bytes, WireError> {
 /// When it is none or an invalid one.
 pub fn decode_config(bytes: &[u8]) -> Result<Config, WireError> {
     let (&version, body) = bytes.split_first().ok_or(WireError::Empty)?;
-    if version != WIRE_VERSION {
-        return Err(WireError::Version { theirs: version });
-    }
+    let plain;
+    let body = match version {
+        CONFIG_PLAIN => {
+            plain = [body, &NO_TABLES].concat();
+            plain.as_slice()
+        }
+        CONFIG_TABLES => body,
+        theirs => return Err(WireError::Version { theirs }),
+    };
     let (value, used): (Config, usize) = bincode::serde::decode_from_slice(body, config())?;
     if used < body.len() {
         return Err(WireError::Trailing {
             left: body.len() - used,
         });
+    }
+    let is_plain = value.tables.is_empty() && value.target_tables.is_empty();
+    if is_plain != (version == CONFIG_PLAIN) {
+        let error = DecodeError::Other("a configuration without tables of owners says it has some");
+        return Err(error.into());
     }
     value.validate()?;
     Ok(value)

@@ -1,8 +1,11 @@
 //! A configuration of the greatest cluster still travels in one small message.
 
+use std::collections::BTreeMap;
+
 use torc_protocol::wire;
+use torc_ring::change::stage;
 use torc_ring::config::MEMBERS_MAX;
-use torc_ring::{ClusterId, Config, Member, NodeId, Secret};
+use torc_ring::{ClusterId, Config, Member, NodeId, RingChange, Secret};
 
 /// What the configuration of the greatest cluster may be on the wire and on disk.
 const CONFIG_BYTES_MAX: usize = 256 * 1024;
@@ -29,6 +32,8 @@ fn a_config_of_a_thousand_members_with_long_host_names_is_at_most_256_kib() {
     let named = config(members(|index| {
         format!("torc-{index:03}.torc-peers.production.svc.cluster.local")
     }));
+    let named = named.regrouped(named.current.clone());
+    assert_eq!(named.tables[0].as_bytes().len(), 3840, "ten bits an owner");
     let bytes = wire::encode_config(&named).expect("within the limit of a message");
     assert!(bytes.len() <= CONFIG_BYTES_MAX, "{} bytes", bytes.len());
     assert_eq!(wire::decode_config(&bytes).expect("valid"), named);
@@ -36,10 +41,14 @@ fn a_config_of_a_thousand_members_with_long_host_names_is_at_most_256_kib() {
 
 #[test]
 fn a_joint_config_lists_its_thousand_members_twice_within_256_kib() {
-    let mut joint = config(members(|index| {
+    let ring = config(members(|index| {
         format!("10.12.{}.{}", index / 250, index % 250)
     }));
-    joint.target = Some(joint.current.clone());
+    let ring = ring.regrouped(ring.current.clone());
+    let (node, weight) = (ring.current[7].id, 200);
+    let reweigh = RingChange::Reweigh { node, weight };
+    let joint = stage(&ring, &[reweigh], &BTreeMap::new()).expect("staged");
+    assert_eq!((joint.tables.len(), joint.target_tables.len()), (1, 1));
     let bytes = wire::encode_config(&joint).expect("within the limit of a message");
     assert!(bytes.len() <= CONFIG_BYTES_MAX, "{} bytes", bytes.len());
     assert_eq!(wire::decode_config(&bytes).expect("valid"), joint);

@@ -682,22 +682,6 @@ fn a_damaged_record_or_key_is_refused() {
     assert!(wire::decode(&keyless.into()).is_err(), "an empty key");
 }
 
-#[test]
-fn an_invalid_config_is_refused() {
-    let good = wire::encode_config(&config()).expect("encodes");
-    assert_eq!(wire::decode_config(&good).expect("decodes"), config());
-    let mut nobody = config();
-    nobody.current.clear();
-    let bytes = wire::encode_config(&nobody).expect("encodes");
-    assert!(matches!(
-        wire::decode_config(&bytes),
-        Err(WireError::Config(_))
-    ));
-    for len in 0..good.len() {
-        assert!(wire::decode_config(&good[..len]).is_err(), "cut at {len}");
-    }
-}
-
 fn any_record() -> impl Strategy<Value = Record> {
     let content = prop::collection::vec(any::<u8>(), 0..40);
     (

@@ -1,9 +1,11 @@
 //! What the ring costs: a table once for each configuration, a lookup for each request.
 
+use std::collections::BTreeMap;
 use std::hint::black_box;
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
-use torc_ring::{BucketId, ClusterId, Config, Member, NodeId, Plan, Ring, Secret};
+use torc_ring::change::stage;
+use torc_ring::{BucketId, ClusterId, Config, Member, NodeId, Plan, Ring, RingChange, Secret};
 use xxhash_rust::xxh3::xxh3_64;
 
 fn config(nodes: u64, zones: u64) -> Config {
@@ -35,6 +37,18 @@ fn tables(c: &mut Criterion) {
         let (before, after) = (config(nodes - 1, 1), config(nodes, 1));
         group.bench_function(format!("plan with both tables, {nodes} nodes"), |b| {
             b.iter(|| Plan::between(black_box(&before), black_box(&after)));
+        });
+        let ring = before.regrouped(before.current.clone());
+        let newcomer = after.current.iter().find(|m| !before.is_current(m.id));
+        let newcomer = newcomer.expect("one more member");
+        let node = newcomer.id;
+        let waiting = BTreeMap::from([(node, newcomer.clone())]);
+        group.bench_function(format!("a join staged and planned, {nodes} nodes"), |b| {
+            b.iter(|| {
+                let join = [RingChange::Join { node }];
+                let joint = stage(black_box(&ring), &join, &waiting).expect("a newcomer");
+                Plan::running(&joint)
+            });
         });
     }
     group.finish();

@@ -1,12 +1,16 @@
 //! Prints how evenly the ring spreads replicas, and how many move when a node joins or leaves.
 //!
-//! `cargo run --release -p torc-ring --example balance [SEEDS]` repeats the tables of
-//! `docs/ring-balance.md`; SEEDS (default 10) is the number of clusters with random node ids in each row (at most 10 in those
-//! with the greatest tables).
+//! `cargo run --release -p torc-ring --example balance [SEEDS] [computed]` repeats the tables of
+//! `docs/ring-balance.md`: owners as a cluster writes them down, or with `computed` as placement computes
+//! them from the members alone. SEEDS (default 10) is the number of clusters with random node ids in each row
+//! (at most 10 in those with the greatest tables).
 
+use std::collections::BTreeMap;
 use std::io::Write;
 
-use torc_ring::{ClusterId, Config, Member, NodeId, Plan, Secret};
+use torc_ring::change::stage;
+use torc_ring::plan::LayoutPlan;
+use torc_ring::{ClusterId, Config, Member, NodeId, Plan, RingChange, Secret};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 struct Case {
@@ -79,6 +83,55 @@ fn config(seed: u64, nodes: std::ops::Range<u64>, case: &Case) -> Config {
     config.with_members(nodes.map(|index| member(seed, index, case)).collect())
 }
 
+/// A join and a leave of a cluster whose owners are written down. The cluster has grown by one change, then
+/// another `nodes` / 10 members (20 at most) have come and gone one by one.
+fn written(seed: u64, case: &Case) -> (LayoutPlan, LayoutPlan) {
+    let first = member(seed, 0, case);
+    let mut start = Config::bootstrap(ClusterId(1), (seed, Secret([0; 32])), case.bits, first);
+    start.buckets[0].n = case.n;
+    let mut cluster = start;
+    let turns = (case.nodes / 10).min(20);
+    // The cluster needs room for a joiner of each turn.
+    let size = case.nodes - 1;
+    let mut joins: Vec<Member> = (1..size).map(|at| member(seed, at, case)).collect();
+    change(&mut cluster, &mut joins, None);
+    for turn in 0..turns {
+        let mut newcomer = vec![member(seed, size + turn, case)];
+        change(&mut cluster, &mut newcomer, None);
+        change(&mut cluster, &mut Vec::new(), Some(turn as usize));
+    }
+    let mut last = vec![member(seed, size + turns, case)];
+    let joined = change(&mut cluster, &mut last, None);
+    let left = change(&mut cluster, &mut Vec::new(), Some(0));
+    (joined, left)
+}
+
+/// These members join, and the one at that place of the list leaves.
+fn change(cluster: &mut Config, joins: &mut Vec<Member>, leaver: Option<usize>) -> LayoutPlan {
+    let join = |m: &Member| RingChange::Join { node: m.id };
+    let leave = |at: usize| RingChange::Leave {
+        node: cluster.current[at].id,
+    };
+    let changes: Vec<RingChange> = joins.iter().map(join).chain(leaver.map(leave)).collect();
+    let waiting: BTreeMap<NodeId, Member> = joins.drain(..).map(|m| (m.id, m)).collect();
+    let joint = stage(cluster, &changes, &waiting).expect("members of the cluster's own");
+    let mut plan = Plan::running(&joint).expect("a joint configuration");
+    *cluster = joint.switched().expect("a joint configuration");
+    plan.layouts.remove(0)
+}
+
+/// The same two changes where owners follow from the members.
+fn computed(seed: u64, case: &Case) -> (LayoutPlan, LayoutPlan) {
+    let present = config(seed, 0..case.nodes, case);
+    // Ids are random, so the last one is any one.
+    let before = config(seed, 0..case.nodes - 1, case);
+    let after = config(seed, 1..case.nodes, case);
+    (
+        Plan::between(&before, &present).layouts.remove(0),
+        Plan::between(&present, &after).layouts.remove(0),
+    )
+}
+
 #[derive(Default)]
 struct Sum {
     total: f64,
@@ -98,14 +151,9 @@ impl Sum {
     }
 }
 
-/// The most replicas that a fair share allows; from 80 on at most 1.10 of it.
+/// The most replicas that a fair share allows: 1.10 of it, or the next whole replica where that is more.
 fn allowed(fair: f64) -> f64 {
-    let bound = 1.1 * fair;
-    if fair >= 80.0 {
-        bound.floor()
-    } else {
-        bound.ceil()
-    }
+    (1.1 * fair + 1e-6).floor().max((fair - 1e-3).ceil())
 }
 
 fn main() -> std::io::Result<()> {
@@ -113,6 +161,7 @@ fn main() -> std::io::Result<()> {
         .nth(1)
         .and_then(|given| given.parse().ok())
         .unwrap_or(10);
+    let compute = std::env::args().any(|given| given == "computed");
     let mut out = std::io::stdout().lock();
     writeln!(
         out,
@@ -126,12 +175,11 @@ fn main() -> std::io::Result<()> {
         // The greatest tables take seconds each.
         let clusters = if case.bits < 15 { seeds } else { seeds.min(10) };
         for seed in 0..clusters {
-            let present = config(seed, 0..case.nodes, case);
-            // Ids are random, so the last one is any one.
-            let before = config(seed, 0..case.nodes - 1, case);
-            let after = config(seed, 1..case.nodes, case);
-            let joining = Plan::between(&before, &present).layouts.remove(0);
-            let leaving = Plan::between(&present, &after).layouts.remove(0);
+            let (joining, leaving) = if compute {
+                computed(seed, case)
+            } else {
+                written(seed, case)
+            };
             fullest.add(leaving.fullest_before);
             join.add(joining.overhead().unwrap_or(1.0));
             leave.add(leaving.overhead().unwrap_or(1.0));

@@ -43,10 +43,13 @@ pub(crate) fn assign(sites: &[Site], n: usize, bits: u8) -> Assignment {
     let mut walks = Walks::new(sites, &fair, bits, stops_wanted(owners_each), owners_each);
     loop {
         let mut pass = Pass::new(sites, &walks, &bounds, owners_each);
-        let done = pass.run().and_then(|()| pass.stand_ins(stand_ins_each));
+        let done = pass.run().and_then(|()| {
+            let owners = pass.in_order_of_preference(&fair);
+            let stand_ins = stand_ins(&walks, &owners, owners_each, stand_ins_each)?;
+            Ok((owners, stand_ins))
+        });
         match done {
-            Ok(stand_ins) => {
-                let owners = pass.in_order_of_preference(&fair);
+            Ok((owners, stand_ins)) => {
                 return Assignment {
                     owners_each,
                     owners,
@@ -58,6 +61,49 @@ pub(crate) fn assign(sites: &[Site], n: usize, bits: u8) -> Assignment {
             Err(Short) => walks.extend(),
         }
     }
+}
+
+/// The assignment whose owners are given, `n` for each partition or as many as there are sites: stand-ins
+/// follow them on the walks.
+pub(crate) fn assigned(sites: &[Site], n: usize, bits: u8, owners: Vec<u32>) -> Assignment {
+    let owners_each = n.min(sites.len());
+    let stand_ins_each = n.min(sites.len() - owners_each);
+    let fair = fair_shares(sites, owners_each);
+    let wanted = stops_wanted(owners_each);
+    let mut walks = Walks::new(sites, &fair, bits, wanted, owners_each);
+    let stand_ins = loop {
+        match stand_ins(&walks, &owners, owners_each, stand_ins_each) {
+            Ok(stand_ins) => break stand_ins,
+            Err(Short) => walks.extend(),
+        }
+    };
+    Assignment {
+        owners_each,
+        owners,
+        stand_ins_each,
+        stand_ins,
+        fair,
+    }
+}
+
+/// The nodes that follow the owners in each walk, whatever their zone or load.
+fn stand_ins(
+    walks: &Walks,
+    owners: &[u32],
+    owners_each: usize,
+    each: usize,
+) -> Result<Vec<u32>, Short> {
+    let mut stand_ins = Vec::with_capacity(each * walks.partitions());
+    for (partition, owners) in owners.chunks(owners_each.max(1)).enumerate() {
+        let before = stand_ins.len();
+        let sites = walks.stops(partition).iter().map(|stop| stop.site);
+        let others = sites.filter(|site| !owners.contains(site));
+        stand_ins.extend(others.take(each));
+        if stand_ins.len() < before + each {
+            return Err(Short);
+        }
+    }
+    Ok(stand_ins)
 }
 
 /// Members that a walk should meet, so that it seldom has to be prolonged: owners and stand-ins, as many
@@ -235,23 +281,6 @@ impl<'a> Pass<'a> {
             }
             instead.map(|instead| (other, instead))
         })
-    }
-
-    /// The nodes that follow the owners in each walk, whatever their zone or load.
-    fn stand_ins(&self, each: usize) -> Result<Vec<u32>, Short> {
-        let mut stand_ins = Vec::with_capacity(each * self.held.len());
-        for partition in 0..self.held.len() {
-            let owned = self.picks_of(partition);
-            let before = stand_ins.len();
-            let others = (0_u32..)
-                .zip(self.walks.stops(partition))
-                .filter(|(at, _)| !owned.contains(at));
-            stand_ins.extend(others.take(each).map(|(_, stop)| stop.site));
-            if stand_ins.len() < before + each {
-                return Err(Short);
-            }
-        }
-        Ok(stand_ins)
     }
 
     /// The owners of each partition: the nearest of each zone first, then the others, each by the distance

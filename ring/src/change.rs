@@ -14,6 +14,8 @@ use serde::{Deserialize, Serialize};
 use crate::config::{
     Bucket, BucketId, Config, ConfigError, ConfigVersion, Member, NodeId, RingVersion,
 };
+use crate::next_tables::{fresh_tables, target_tables};
+use crate::owner_table::OwnerTable;
 
 /// One change of the ring; several may be staged into one plan.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -141,7 +143,7 @@ pub fn stage(
         return Err(StageError::Nothing);
     }
     let version = ConfigVersion(config.version.0 + 1);
-    let joint = Config {
+    let mut joint = Config {
         version,
         ring_version: RingVersion(version.0),
         target: Some(target),
@@ -149,6 +151,9 @@ pub fn stage(
         abandoned: staged.abandoned.into_iter().collect(),
         ..config.clone()
     };
+    // Also before the owners are worked out, which relies on it.
+    joint.validate()?;
+    joint.target_tables = target_tables(&joint);
     joint.validate()?;
     Ok(joint)
 }
@@ -268,6 +273,7 @@ impl Config {
         let target = self.target.clone()?;
         let mut next = self.ended(ChangeEnd::Switched);
         next.current = target;
+        next.tables.clone_from(&self.target_tables);
         for bucket in &mut next.buckets {
             bucket.n = self.target_replicas(bucket);
         }
@@ -290,6 +296,7 @@ impl Config {
             target: None,
             target_n: Vec::new(),
             abandoned: Vec::new(),
+            target_tables: Vec::new(),
             last_change: Some(last),
             ..self.reissued()
         }
@@ -306,17 +313,39 @@ impl Config {
         }
     }
 
-    /// The next version with these buckets (put in order here), which leaves the ring alone.
+    /// The next version with these buckets (put in order here), which leaves the ring alone. Tables of
+    /// owners that no bucket uses any more go; where a bucket is the first with its n, its owners are
+    /// computed until the ring changes.
     #[must_use]
     pub fn with_buckets(&self, mut buckets: Vec<Bucket>, next_bucket: BucketId) -> Self {
         buckets.sort_by(|a, b| a.name.cmp(&b.name));
-        Self {
+        let mut next = Self {
             version: ConfigVersion(self.version.0 + 1),
             buckets,
             next_bucket,
             ..self.clone()
-        }
+        };
+        next.tables = used(&self.tables, next.buckets.iter().map(|bucket| bucket.n));
+        let target = next.buckets.iter().map(|b| next.target_replicas(b));
+        next.target_tables = used(&self.target_tables, target);
+        next
     }
+
+    /// The next version with these members (put in order here) of a cluster without keys: nothing has to
+    /// be copied, and owners are spread as evenly as they can be.
+    #[must_use]
+    pub fn regrouped(&self, members: Vec<Member>) -> Self {
+        let mut next = self.with_members(members);
+        next.tables = fresh_tables(&next);
+        next
+    }
+}
+
+/// The tables for these values of n.
+fn used(tables: &[OwnerTable], counts: impl Iterator<Item = u8>) -> Vec<OwnerTable> {
+    let counts: BTreeSet<u8> = counts.collect();
+    let is_used = |table: &&OwnerTable| counts.contains(&table.n());
+    tables.iter().filter(is_used).cloned().collect()
 }
 
 /// Whether `next` can be the version after `decided`.
@@ -336,13 +365,9 @@ fn is_plain(decided: &Config, next: &Config) -> bool {
         Some(before) => before.n == bucket.n,
         None => bucket.id >= decided.next_bucket && bucket.id < next.next_bucket,
     };
-    let same_ring = Config {
-        version: decided.version,
-        buckets: decided.buckets.clone(),
-        next_bucket: decided.next_bucket,
-        ..next.clone()
-    } == *decided;
-    same_ring && next.next_bucket >= decided.next_bucket && next.buckets.iter().all(keeps)
+    decided.with_buckets(next.buckets.clone(), next.next_bucket) == *next
+        && next.next_bucket >= decided.next_bucket
+        && next.buckets.iter().all(keeps)
 }
 
 fn is_joint(decided: &Config, next: &Config) -> bool {
@@ -350,6 +375,7 @@ fn is_joint(decided: &Config, next: &Config) -> bool {
         target: next.target.clone(),
         target_n: next.target_n.clone(),
         abandoned: next.abandoned.clone(),
+        target_tables: next.target_tables.clone(),
         ..decided.reissued()
     };
     decided.target.is_none() && begun == *next

@@ -8,6 +8,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::change::LastChange;
+use crate::owner_table::{OWNERS_MAX, OwnerTable};
 use crate::token::PARTITION_BITS_MAX;
 
 /// Identity of a node: drawn at random when its data directory is made, and never used again.
@@ -277,6 +278,11 @@ pub struct Config {
     pub buckets: Vec<Bucket>,
     /// Id of the next bucket to be made.
     pub next_bucket: BucketId,
+    /// Owners in the current ring, ordered by n. Where a bucket's n has no table, its owners are computed
+    /// from the members.
+    pub tables: Vec<OwnerTable>,
+    /// Owners in the target ring, ordered by n; only while a change is in its joint phase.
+    pub target_tables: Vec<OwnerTable>,
 }
 
 /// Why a configuration, or a part of one, is not valid.
@@ -311,6 +317,16 @@ pub enum ConfigError {
     BadPartitionBits { bits: u8 },
     #[error("the configuration says what a change of the ring does, but is in no joint phase")]
     NotJoint,
+    #[error(
+        "tables of owners are not in order of n, or together name more than {OWNERS_MAX} owners"
+    )]
+    TablesOutOfOrder,
+    #[error("there is a table of owners for n = {n}, but no bucket with that n")]
+    TableWithoutBucket { n: u8 },
+    #[error(
+        "the table of owners for n = {n} does not name as many distinct members as it should for each partition"
+    )]
+    BadTable { n: u8 },
     #[error("the ring version {ring} is above the config version {version}")]
     RingAheadOfConfig { ring: u64, version: u64 },
 }
@@ -339,6 +355,8 @@ impl Config {
             last_change: None,
             buckets: vec![Bucket::new(BucketId(1), DEFAULT_BUCKET)],
             next_bucket: BucketId(2),
+            tables: Vec::new(),
+            target_tables: Vec::new(),
         }
     }
 
@@ -382,7 +400,7 @@ impl Config {
 
     /// The next version of this configuration with `current` as its members (put in order here), which
     /// raises the ring version too. For tests and tables: a cluster changes its members by way of a joint
-    /// configuration ([`crate::change`]).
+    /// configuration ([`crate::change`]). All owners are computed from the members.
     #[must_use]
     pub fn with_members(&self, mut current: Vec<Member>) -> Self {
         current.sort_by_key(|m| m.id);
@@ -394,6 +412,8 @@ impl Config {
             target: None,
             target_n: Vec::new(),
             abandoned: Vec::new(),
+            tables: Vec::new(),
+            target_tables: Vec::new(),
             ..self.clone()
         }
     }
@@ -431,13 +451,29 @@ impl Config {
                 });
             }
         }
-        self.buckets.iter().try_for_each(validate_bucket)
+        self.buckets.iter().try_for_each(validate_bucket)?;
+        self.validate_tables()
+    }
+
+    fn validate_tables(&self) -> Result<(), ConfigError> {
+        let bits = self.partition_bits;
+        let current = |bucket: &Bucket| bucket.n;
+        validate_tables(&self.tables, (&self.current, bits), |n| {
+            self.buckets.iter().map(current).any(|used| used == n)
+        })?;
+        let target = self.target.as_deref().unwrap_or(&[]);
+        validate_tables(&self.target_tables, (target, bits), |n| {
+            let mut counts = self.buckets.iter().map(|b| self.target_replicas(b));
+            counts.any(|used| used == n)
+        })
     }
 
     /// What is only there while a change is in its joint phase.
     fn validate_joint(&self) -> Result<(), ConfigError> {
         let outside = self.target.is_none();
-        if outside && !(self.target_n.is_empty() && self.abandoned.is_empty()) {
+        let empty =
+            self.target_n.is_empty() && self.abandoned.is_empty() && self.target_tables.is_empty();
+        if outside && !empty {
             return Err(ConfigError::NotJoint);
         }
         let in_order = self.target_n.windows(2).all(|pair| pair[0].0 < pair[1].0)
@@ -492,6 +528,31 @@ fn validate_members(members: &[Member]) -> Result<(), ConfigError> {
             return Err(ConfigError::BadWeight {
                 weight: member.weight,
             });
+        }
+    }
+    Ok(())
+}
+
+fn validate_tables(
+    tables: &[OwnerTable],
+    (members, bits): (&[Member], u8),
+    is_used: impl Fn(u8) -> bool,
+) -> Result<(), ConfigError> {
+    let in_order = tables.windows(2).all(|pair| pair[0].n() < pair[1].n());
+    let owners: usize = tables
+        .iter()
+        .map(|table| usize::from(table.n()) << bits)
+        .sum();
+    if !in_order || owners > OWNERS_MAX {
+        return Err(ConfigError::TablesOutOfOrder);
+    }
+    for table in tables {
+        let n = table.n();
+        if !is_used(n) {
+            return Err(ConfigError::TableWithoutBucket { n });
+        }
+        if table.unpack(members.len(), bits).is_none() {
+            return Err(ConfigError::BadTable { n });
         }
     }
     Ok(())

@@ -5,8 +5,11 @@ mod assign;
 pub mod change;
 pub mod config;
 mod fair;
+mod next_tables;
+pub mod owner_table;
 pub mod placement;
 pub mod plan;
+mod rebalance;
 pub mod token;
 mod walk;
 
@@ -15,6 +18,7 @@ pub use config::{
     Bucket, BucketId, ClusterId, Config, ConfigError, ConfigVersion, ConflictMode, Member, NodeId,
     Quorum, ReadRepair, RingVersion, Secret,
 };
+pub use owner_table::OwnerTable;
 pub use placement::{NodeLoad, Owners, Ring};
 pub use plan::Plan;
 pub use token::{PartitionId, Token};

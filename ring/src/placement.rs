@@ -1,8 +1,9 @@
 //! From a configuration to immutable tables of owners.
 //!
-//! Invariant: the tables are a pure function of (node id, zone, weight) of the members, n and the number of
-//! partitions: any two machines compute the same ones, byte for byte, in whatever order they list the
-//! members. It is computed once for each configuration; a request only indexes a table.
+//! Invariant: the tables are a pure function of the configuration: any two machines compute the same ones,
+//! byte for byte, in whatever order they list the members. Owners stand in the configuration, or follow from
+//! (node id, zone, weight) of the members, n and the number of partitions, as stand-ins always do. It is
+//! computed once for each configuration; a request only indexes a table.
 //!
 //! Source: Dynamo (2007), sections 4.2 and 6.2 (fixed partitions, virtual nodes, preference lists);
 //! Mirrokni, Thorup, Zadimoghaddam (2016) for the load bound. How they come together here, with numbers,
@@ -10,9 +11,10 @@
 
 use std::collections::BTreeMap;
 
-use crate::assign::{Assignment, assign};
+use crate::assign::{Assignment, assign, assigned};
 use crate::config::{Bucket, BucketId, Config, Member, NodeId, REPLICAS_MAX};
 use crate::fair::{Fair, ONE};
+use crate::owner_table::OwnerTable;
 use crate::token::{PartitionId, Token};
 
 /// The tables of one configuration. Immutable: share it in an `Arc`.
@@ -78,11 +80,13 @@ impl Ring {
             .flat_map(|bucket| [bucket.n, config.target_replicas(bucket)])
             .collect();
         let bits = config.partition_bits;
-        let target = |members: &[Member]| Tables::compute(members, &target_counts, bits);
+        let target = |members: &[Member]| {
+            Tables::compute((members, &config.target_tables), &target_counts, bits)
+        };
         Self {
             seed: config.seed,
             partition_bits: bits,
-            current: Tables::compute(&config.current, &counts, bits),
+            current: Tables::compute((&config.current, &config.tables), &counts, bits),
             target: config.target.as_deref().map(target),
             target_n: config.target_n.iter().copied().collect(),
         }
@@ -230,7 +234,7 @@ pub(crate) struct Site {
     pub(crate) zone: usize,
 }
 
-fn sites(members: &[Member]) -> Vec<Site> {
+pub(crate) fn sites(members: &[Member]) -> Vec<Site> {
     let mut zones: BTreeMap<&str, usize> = members.iter().map(|m| (m.zone.as_str(), 0)).collect();
     zones
         .values_mut()
@@ -254,12 +258,25 @@ pub(crate) struct Tables {
 }
 
 impl Tables {
-    pub(crate) fn compute(members: &[Member], counts: &[u8], partition_bits: u8) -> Self {
+    /// Owners stand in `tables`; where none is for that n, they follow from the members.
+    pub(crate) fn compute(
+        (members, tables): (&[Member], &[OwnerTable]),
+        counts: &[u8],
+        partition_bits: u8,
+    ) -> Self {
         let sites = sites(members);
+        let written = |n: u8| {
+            let table = tables.iter().find(|table| table.n() == n)?;
+            table.unpack(sites.len(), partition_bits)
+        };
         let mut by_n = [const { None }; REPLICAS_MAX as usize + 1];
         for &n in counts {
             if let Some(slot @ None) = by_n.get_mut(usize::from(n)) {
-                let assignment = assign(&sites, usize::from(n), partition_bits);
+                let each = usize::from(n);
+                let assignment = match written(n) {
+                    Some(owners) => assigned(&sites, each, partition_bits, owners),
+                    None => assign(&sites, each, partition_bits),
+                };
                 *slot = Some(Table::new(&sites, &assignment));
             }
         }

@@ -1,12 +1,14 @@
 //! What a change of the ring would move, without doing it. Pure values: `torc ring plan` prints them, and
 //! they travel as JSON.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, Member, NodeId};
-use crate::placement::{NodeLoad, Tables, fullest};
+use crate::owner_table::OwnerTable;
+use crate::placement::{NodeLoad, Tables, fullest, sites};
+use crate::rebalance::kept_most;
 use crate::token::PartitionId;
 
 /// What a change would move, for each kind of bucket.
@@ -38,8 +40,9 @@ pub struct LayoutPlan {
     pub replicas_after: u32,
     /// Replicas that have to be copied to a node that does not hold them.
     pub moved: u32,
-    /// The least that any placement would have to copy if it were fair before and after: the sum of what
-    /// the nodes' fair shares gain, in replicas.
+    /// The least that has to be copied, in replicas, whatever the placement: the sum of what the nodes' fair
+    /// shares gain; or, if those are more, the replicas whose owners are no members any more or cannot stay
+    /// because another zone must have its turn.
     pub unavoidable: f64,
     /// The fullest node's replicas as a multiple of its fair share, before.
     pub fullest_before: f64,
@@ -95,8 +98,8 @@ impl Plan {
         }
         Self::new(
             before.partition_bits,
-            &before.current,
-            &after.current,
+            (&before.current, &before.tables),
+            (&after.current, &after.tables),
             layouts,
         )
     }
@@ -114,8 +117,8 @@ impl Plan {
         }
         Some(Self::new(
             config.partition_bits,
-            &config.current,
-            target,
+            (&config.current, &config.tables),
+            (target, &config.target_tables),
             layouts,
         ))
     }
@@ -127,8 +130,8 @@ impl Plan {
 
     fn new(
         bits: u8,
-        before: &[Member],
-        after: &[Member],
+        before: (&[Member], &[OwnerTable]),
+        after: (&[Member], &[OwnerTable]),
         layouts: BTreeMap<(u8, u8), Vec<String>>,
     ) -> Self {
         let counts_before: Vec<u8> = layouts.keys().map(|n| n.0).collect();
@@ -136,15 +139,19 @@ impl Plan {
         let tables_before = Tables::compute(before, &counts_before, bits);
         let tables_after = Tables::compute(after, &counts_after, bits);
         let names: BTreeMap<NodeId, &str> = before
+            .0
             .iter()
-            .chain(after)
+            .chain(after.0)
             .map(|member| (member.id, member.name.as_str()))
             .collect();
+        let zones = sites(after.0);
+        let zones = zones.iter().map(|site| (site.id, site.zone)).collect();
         let change = Change {
             bits,
             before: &tables_before,
             after: &tables_after,
             names: &names,
+            zones: &zones,
         };
         let layouts = layouts
             .into_iter()
@@ -175,6 +182,8 @@ struct Change<'a> {
     before: &'a Tables,
     after: &'a Tables,
     names: &'a BTreeMap<NodeId, &'a str>,
+    /// Numbers of the zones of the members to come.
+    zones: &'a BTreeMap<NodeId, usize>,
 }
 
 impl Change<'_> {
@@ -198,10 +207,13 @@ impl Change<'_> {
             replicas_before: total(&before),
             replicas_after: total(&after),
             moved: nodes.iter().map(|node| node.gains).sum(),
-            unavoidable: nodes
-                .iter()
-                .map(|node| (node.fair_after - node.fair_before).max(0.0))
-                .sum(),
+            unavoidable: f64::max(
+                nodes
+                    .iter()
+                    .map(|node| (node.fair_after - node.fair_before).max(0.0))
+                    .sum(),
+                f64::from(self.homeless((n_before, n_after))),
+            ),
             fullest_before: ratio(&before),
             fullest_after: ratio(&after),
             moves,
@@ -226,6 +238,22 @@ impl Change<'_> {
             gains,
             loses,
         })
+    }
+
+    /// Replicas that have to be copied because too few of a partition's owners can stay.
+    fn homeless(&self, (n_before, n_after): (u8, u8)) -> u32 {
+        let each = usize::from(n_after).min(self.zones.len());
+        let zones: BTreeSet<usize> = self.zones.values().copied().collect();
+        let missing = |index: u32| {
+            let owners = self.before.owners(n_before, PartitionId(index as u16));
+            let stay: Vec<usize> = owners
+                .iter()
+                .filter_map(|node| self.zones.get(node).copied())
+                .collect();
+            let met = stay.iter().collect::<BTreeSet<_>>().len();
+            (each - kept_most(stay.len(), met, each, zones.len().min(each))) as u32
+        };
+        (0..1_u32 << self.bits).map(missing).sum()
     }
 
     fn nodes(

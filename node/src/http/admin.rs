@@ -4,6 +4,8 @@
 //! each request to an owner of its key. The seed of the token hash is part of it; the secret of the causal
 //! contexts is not, and must never be.
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Method, Response, StatusCode};
@@ -11,7 +13,7 @@ use serde_json::{Value, json};
 use torc_protocol::record::KEY_LEN_MAX;
 use torc_protocol::shard_io::View;
 use torc_ring::config::{DEFAULT_BUCKET, is_bucket_name};
-use torc_ring::{Bucket, Member, NodeId};
+use torc_ring::{Bucket, Member, NodeId, OwnerTable};
 
 use super::Call;
 use super::body::Body;
@@ -57,7 +59,12 @@ pub(super) fn ring(call: &Call<'_>) -> Result<Response<Body>, Refused> {
         "changing": config.target.is_some(),
         "members": members,
         "buckets": buckets,
+        "tables": config.tables.iter().map(table).collect::<Vec<_>>(),
     })))
+}
+
+fn table(table: &OwnerTable) -> Value {
+    json!({ "n": table.n(), "owners": STANDARD.encode(table.as_bytes()) })
 }
 
 /// `GET /ring/owners?bucket=&key=`: who holds this key, in order of preference.
@@ -271,11 +278,10 @@ fn bucket_brief(bucket: &Bucket) -> Value {
 
 /// Puts bytes into JSON: as text where they are UTF-8, else as base64 and `"encoding":"base64"`.
 pub(super) fn put_text(object: &mut Value, name: &str, bytes: &[u8]) {
-    use base64::Engine as _;
     if let Ok(text) = std::str::from_utf8(bytes) {
         object[name] = json!(text);
     } else {
-        object[name] = json!(base64::engine::general_purpose::STANDARD.encode(bytes));
+        object[name] = json!(STANDARD.encode(bytes));
         object["encoding"] = json!("base64");
     }
 }

@@ -455,7 +455,7 @@ impl Cluster {
         }
         let mut members = change.base.current.clone();
         members.extend(change.joiners.values().map(|j| j.member.clone()));
-        let wish = change.base.with_members(members);
+        let wish = change.base.regrouped(members);
         change.step = Step::Proposing;
         let joiners = change.joiners.keys().copied().collect();
         if self.propose(Arc::new(wish), now) {

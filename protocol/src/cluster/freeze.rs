@@ -167,8 +167,7 @@ impl Cluster {
     /// Ends the freeze of the present ring version by a config with the same members under a new one.
     pub(super) fn propose_thaw(&mut self, now: Now) {
         if let Some(latest) = self.base() {
-            let thawed = latest.with_members(latest.current.clone());
-            self.propose(Arc::new(thawed), now);
+            self.propose(Arc::new(latest.reissued()), now);
         }
     }
 

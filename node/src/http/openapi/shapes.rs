@@ -191,6 +191,24 @@ pub(super) const SHAPES: &[Shape] = &[
             field("changing", Kind::Flag, "A ring change is under way"),
             field("members", Kind::Shapes("Member"), ""),
             field("buckets", Kind::Shapes("BucketBrief"), ""),
+            field(
+                "tables",
+                Kind::Shapes("OwnerTable"),
+                "Where a bucket's n has none, owners follow from the members",
+            ),
+        ],
+    },
+    Shape {
+        name: "OwnerTable",
+        text: "The owners of all partitions for one n",
+        fields: &[
+            field("n", Kind::Whole, "Replicas of each key"),
+            field(
+                "owners",
+                Kind::Text,
+                "Base64: for each partition min(n, members) positions in the list of members that are not \
+                 joining, ordered by id, each in as few bits as the last position needs",
+            ),
         ],
     },
     Shape {

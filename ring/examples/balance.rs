@@ -48,10 +48,6 @@ const CASES: &[Case] = &[
     case(300, 10, EVEN, 1),
     case(1000, 10, EVEN, 1),
     case(100, 12, EVEN, 1),
-    case(100, 13, EVEN, 1),
-    case(300, 13, EVEN, 1),
-    case(1000, 15, EVEN, 1),
-    case(1000, 16, EVEN, 1),
     case(10, 10, UNEVEN, 1),
     case(100, 10, UNEVEN, 1),
     case(1000, 10, UNEVEN, 1),
@@ -63,6 +59,10 @@ const CASES: &[Case] = &[
     case(10, 10, EVEN, 5),
     case(100, 10, EVEN, 5),
     case(100, 10, UNEVEN, 5),
+    case(100, 13, EVEN, 1),
+    case(300, 13, EVEN, 1),
+    case(1000, 15, EVEN, 1),
+    case(1000, 16, EVEN, 1),
 ];
 
 fn member(seed: u64, index: u64, case: &Case) -> Member {
@@ -84,13 +84,17 @@ fn config(seed: u64, nodes: std::ops::Range<u64>, case: &Case) -> Config {
 }
 
 /// A join and a leave of a cluster whose owners are written down. The cluster has grown by one change, then
-/// another `nodes` / 10 members (20 at most) have come and gone one by one.
+/// another `nodes` / 10 members (20 at most, and 2 where tables are great) have come and gone one by one.
 fn written(seed: u64, case: &Case) -> (LayoutPlan, LayoutPlan) {
     let first = member(seed, 0, case);
     let mut start = Config::bootstrap(ClusterId(1), (seed, Secret([0; 32])), case.bits, first);
     start.buckets[0].n = case.n;
     let mut cluster = start;
-    let turns = (case.nodes / 10).min(20);
+    let turns = if case.bits < 13 {
+        (case.nodes / 10).min(20)
+    } else {
+        2
+    };
     // The cluster needs room for a joiner of each turn.
     let size = case.nodes - 1;
     let mut joins: Vec<Member> = (1..size).map(|at| member(seed, at, case)).collect();

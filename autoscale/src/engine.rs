@@ -261,7 +261,10 @@ impl Engine {
         gone_is_fine(removed).map_err(failed("remove", &container))?;
         // Left by somebody who was killed while a certificate was issued.
         let issuing = format!("{container}-pki");
-        let options = RemoveContainerOptionsBuilder::new().force(true).build();
+        let options = RemoveContainerOptionsBuilder::new()
+            .force(true)
+            .v(true)
+            .build();
         let removed = self.docker.remove_container(&issuing, Some(options)).await;
         gone_is_fine(removed).map_err(failed("remove", &issuing))?;
         for what in ["pki", "data"] {
@@ -312,7 +315,10 @@ impl Engine {
                 name: name.to_owned(),
             })
         });
-        let options = RemoveContainerOptionsBuilder::new().force(true).build();
+        let options = RemoveContainerOptionsBuilder::new()
+            .force(true)
+            .v(true)
+            .build();
         let removed = self
             .docker
             .remove_container(&container, Some(options))

@@ -104,8 +104,8 @@ fn cpu_seconds() -> f64 {
 struct Uncounted;
 
 impl TransportMetrics for Uncounted {
-    fn sent(&self, _: NodeId, _: u64) {}
-    fn received(&self, _: NodeId, _: u64) {}
+    fn sent(&self, _: Option<NodeId>, _: u64) {}
+    fn received(&self, _: Option<NodeId>, _: u64) {}
     fn refused(&self, _: &'static str) {}
     fn shed(&self, _: &'static str, messages: u64) {
         println!("shed {messages}");

@@ -467,8 +467,8 @@ mod tests {
     struct Uncounted;
 
     impl TransportMetrics for Uncounted {
-        fn sent(&self, _: NodeId, _: u64) {}
-        fn received(&self, _: NodeId, _: u64) {}
+        fn sent(&self, _: Option<NodeId>, _: u64) {}
+        fn received(&self, _: Option<NodeId>, _: u64) {}
         fn refused(&self, _: &'static str) {}
         fn shed(&self, _: &'static str, _: u64) {}
         fn lost(&self, _: NodeId, _: u64) {}

@@ -13,6 +13,7 @@ pub mod logs;
 pub mod metrics;
 pub mod node;
 pub mod pki;
+mod quiet;
 mod shard_task;
 pub mod side;
 mod switchboard;

@@ -179,6 +179,8 @@ pub struct Metrics {
     peer_reply: ByPeer<Histogram>,
     /// `torc_peer_bytes_total{direction,peer}`: payload of peer connections, before encryption.
     peer_bytes: ByPeer<[Counter; 2]>,
+    /// The same of all nodes that are no members, which may be any number: peer `guests`.
+    guest_bytes: [Counter; 2],
     /// `torc_peer_refused_total{reason}`: connections, frames and messages of peers that were not accepted.
     peer_refused: ByName,
     /// `torc_hedged_reads_total`: reads that asked one replica more because another was slow. Pairs with
@@ -228,6 +230,7 @@ impl Default for Metrics {
             commit_batch: Histogram::new(BATCH_BOUNDS),
             peer_reply: ByPeer::new(|| Histogram::new(TIME_BOUNDS)),
             peer_bytes: ByPeer::new(Default::default),
+            guest_bytes: Default::default(),
             peer_refused: ByName::default(),
             hedged: Counter::default(),
             read_repairs: Default::default(),
@@ -285,10 +288,13 @@ impl Metrics {
         self.commit_batch.observe(batches as u64);
     }
 
-    /// Bytes went to a peer or came from it. Whoever counts often should keep what [`Self::peer_bytes`]
-    /// hands out.
-    pub fn on_peer_bytes(&self, peer: NodeId, direction: Direction, bytes: u64) {
-        self.peer_bytes(peer)[direction as usize].add(bytes);
+    /// Bytes went to a peer or came from it; `None` for a node that is no member. Whoever counts often should
+    /// keep what [`Self::peer_bytes`] hands out.
+    pub fn on_peer_bytes(&self, peer: Option<NodeId>, direction: Direction, bytes: u64) {
+        match peer {
+            Some(member) => self.peer_bytes(member)[direction as usize].add(bytes),
+            None => self.guest_bytes[direction as usize].add(bytes),
+        }
     }
 
     /// The counters of one peer: sent, received.
@@ -350,11 +356,11 @@ impl Metrics {
 }
 
 impl TransportMetrics for Metrics {
-    fn sent(&self, peer: NodeId, bytes: u64) {
+    fn sent(&self, peer: Option<NodeId>, bytes: u64) {
         self.on_peer_bytes(peer, Direction::Sent, bytes);
     }
 
-    fn received(&self, peer: NodeId, bytes: u64) {
+    fn received(&self, peer: Option<NodeId>, bytes: u64) {
         self.on_peer_bytes(peer, Direction::Received, bytes);
     }
 

@@ -23,6 +23,7 @@ use torc_storage::{Committer, Outcome, Store};
 use tracing::{debug, error, warn};
 
 use crate::handle::{Handle, Submission};
+use crate::quiet::Quiet;
 use crate::transport::Transport;
 
 /// Inputs taken in one go.
@@ -101,6 +102,7 @@ pub(crate) async fn run(shard: Shard, tools: Tools, mut outlets: Outlets) {
         drains: Vec::new(),
         looked: Mono(0),
         commits: Commits::default(),
+        quiet: Quiet::of(1),
     };
     let mut submissions = Vec::with_capacity(BATCH_MAX);
     let mut peers = Vec::with_capacity(BATCH_MAX);
@@ -187,6 +189,8 @@ struct Task {
     drains: Vec<oneshot::Sender<()>>,
     looked: Mono,
     commits: Commits,
+    /// Of warnings about dropped hints: with a full disk there is one for each write.
+    quiet: Quiet,
 }
 
 /// What the committer has of this shard.
@@ -317,7 +321,10 @@ impl Task {
                 reason,
                 partition,
             } => {
-                warn!(%target, count, reason, partition = partition.0, "hints are dropped; the partition needs repair");
+                let second = handle.now().mono.0 / torc_protocol::time::SECOND;
+                if let Some(left_out) = self.quiet.admits(second) {
+                    warn!(%target, count, reason, partition = partition.0, left_out, "hints are dropped; the partition needs repair");
+                }
             }
             Event::Agreement {
                 age_us,

@@ -270,6 +270,10 @@ impl Hints {
                     target.slots.remove(&at.slot);
                 }
             }
+            // What a corrupt hint weighed is not known.
+            if target.slots.is_empty() {
+                target.bytes = 0;
+            }
         }
         self.report(core, at.target);
     }
@@ -407,7 +411,7 @@ impl Hints {
         self.report(core, question.target);
     }
 
-    fn send(&mut self, core: &mut Core, node: NodeId, found: &[(HintKey, Hint)]) {
+    fn send(&mut self, core: &mut Core, node: NodeId, found: &[(HintKey, Option<Hint>)]) {
         let mut left = 0;
         let mut bytes = 0;
         let oldest = core
@@ -416,6 +420,10 @@ impl Hints {
             .micros()
             .saturating_sub(core.settings.hint_age_max);
         for (at, hint) in found {
+            let Some(hint) = hint else {
+                self.drop_corrupt(core, *at);
+                continue;
+            };
             let weight = hint.weight();
             // A clock that is off says nothing about age.
             if !hint.counted && core.clock_is_fit() && hint.record.version().hlc.micros() < oldest {
@@ -487,6 +495,18 @@ impl Hints {
     fn drop_hint(&mut self, core: &mut Core, at: HintKey, hint: &Hint, reason: &'static str) {
         let partition = core.partition(&hint.key);
         self.delete(core, at, hint.weight(), Why::Dropped { reason, partition });
+    }
+
+    /// A hint that cannot be read any more would hold up those behind it for ever. What it was about is not
+    /// known but for the slot, so that all partitions of it are in doubt.
+    fn drop_corrupt(&mut self, core: &mut Core, at: HintKey) {
+        let partitions = core.view.as_ref().map_or(0, |view| view.ring.partitions());
+        let first = u32::from(at.slot);
+        let slot = (first..partitions).step_by(usize::from(HINT_SLOTS));
+        let doubts = slot.map(|index| (PartitionId(index as u16), at.target));
+        core.doubts.extend(doubts);
+        let (reason, partition) = ("corrupt", PartitionId(u16::from(at.slot)));
+        self.delete(core, at, 0, Why::Dropped { reason, partition });
     }
 
     fn delete(&mut self, core: &mut Core, at: HintKey, weight: u64, why: Why) {

@@ -165,15 +165,15 @@ pub enum Event {
         /// Their bytes.
         bytes: u64,
     },
-    /// Hints were dropped by a bound; their partition needs anti-entropy.
+    /// Hints were dropped; their partition needs anti-entropy.
     HintsDropped {
         /// Target.
         target: NodeId,
         /// How many.
         count: u64,
-        /// `bytes`, `age`, `full`, `left` (no owner is left to take it).
+        /// `bytes`, `age`, `full`, `left` (no owner is left to take it), `corrupt` (what it was is lost).
         reason: &'static str,
-        /// Partition.
+        /// Partition; of a corrupt hint one of those that it may have been about.
         partition: PartitionId,
     },
     /// A hint was delivered.

@@ -250,8 +250,8 @@ pub enum Found {
         /// Bytes of keys and records that were looked at.
         bytes: u64,
     },
-    /// To [`Query::Hints`].
-    Hints(Vec<(HintKey, Hint)>),
+    /// To [`Query::Hints`]; `None` in place of a hint that is corrupt.
+    Hints(Vec<(HintKey, Option<Hint>)>),
 }
 
 /// Why the disk could not do what it was asked. It has said the details in the log.

@@ -487,6 +487,34 @@ fn hints_beyond_their_bound_are_dropped_and_counted() {
 }
 
 #[test]
+fn a_corrupt_hint_is_dropped_and_counted_and_does_not_hold_up_those_behind_it() {
+    let mut cluster = Cluster::new(3);
+    cluster.believe_dead(A, &[C]);
+    // Of one key, so that all lie in one slot.
+    for value in [&b"1"[..], b"2", b"3"] {
+        cluster.write(A, KEY, value);
+    }
+    cluster.damage_oldest_hint(A);
+    cluster.believe_dead(A, &[]);
+    cluster.advance(3 * SECOND);
+    assert_eq!(cluster.books(A), (2, 1, 0));
+    assert_eq!(cluster.hints_on_disk(A), 0);
+    assert_eq!(cluster.stored(C, KEY), cluster.stored(A, KEY));
+    let named = cluster.events(A).iter().any(|event| {
+        matches!(
+            event,
+            Event::HintsDropped {
+                reason: "corrupt",
+                count: 1,
+                target: C,
+                ..
+            }
+        )
+    });
+    assert!(named, "the log and a counter say so");
+}
+
+#[test]
 fn hints_that_are_too_old_are_dropped_and_counted() {
     let mut cluster = Cluster::with(3, |_, settings| settings.hint_age_max = 10 * SECOND);
     cluster.believe_dead(A, &[C]);

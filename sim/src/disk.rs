@@ -373,7 +373,7 @@ impl Store {
                     seq: u64::MAX,
                 };
                 let found = self.hints.range(from..=to).take(*limit);
-                Found::Hints(found.map(|(at, hint)| (*at, hint.clone())).collect())
+                Found::Hints(found.map(|(at, hint)| (*at, Some(hint.clone()))).collect())
             }
         }
     }

@@ -366,7 +366,7 @@ impl Data {
                 bytes += hint.record.len();
                 goes_on
             });
-        Found::Hints(found.map(|(at, hint)| (*at, hint.clone())).collect())
+        Found::Hints(found.map(|(at, hint)| (*at, Some(hint.clone()))).collect())
     }
 
     fn apply(&mut self, write: &Write) {

@@ -319,7 +319,7 @@ impl Inner {
         let Some(first) = after.checked_add(1) else {
             return Ok(Found::Hints(Vec::new()));
         };
-        let mut found: Vec<(HintKey, Hint)> = Vec::new();
+        let mut found: Vec<(HintKey, Option<Hint>)> = Vec::new();
         let mut options = ReadOptions::default();
         let mut end = schema::hint_key(HintKey {
             target,
@@ -343,13 +343,13 @@ impl Inner {
                     .map_err(|error| Miss::Rocks(error).judge(self))?;
                 break;
             };
-            let hint = schema::parse_hint_key(key)
-                .and_then(|at| Some((at, schema::parse_hint_value(at, value).ok()?)));
-            match hint {
-                Some(hint) => found.push(hint),
-                // What comes before it can be delivered; the error comes when it is the first.
-                None if found.is_empty() => return Err(corrupt(key, "a hint is corrupt")),
-                None => break,
+            // Whoever asked has a corrupt hint dropped; one whose key is none was named at the start.
+            if let Some(at) = schema::parse_hint_key(key) {
+                let hint = schema::parse_hint_value(at, value).ok();
+                if hint.is_none() {
+                    corrupt(key, "a hint is corrupt");
+                }
+                found.push((at, hint));
             }
             bytes += value.len();
             hints.next();

@@ -12,7 +12,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use torc_protocol::store::{Batch, StateKey, StoreError, Sync, Write};
+use torc_protocol::store::{Batch, Found, Query, StateKey, StoreError, Sync, Write};
+use torc_ring::NodeId;
 use torc_storage::{Durability, Options, StorageError, Store};
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -475,4 +476,52 @@ fn unsynced_writes_that_a_power_cut_took_are_doubt_and_not_amnesia() {
             ),
         }
     }
+}
+
+/// One hint among others whose bytes have turned: the others are found, and it is named as what it is.
+#[test]
+fn a_corrupt_hint_is_told_apart_from_those_behind_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let (live, path) = (folder.path().join("live"), folder.path().join("image"));
+    let at = key(1, 1, b"k");
+    {
+        let (store, _) = Store::open(options(live.clone(), Durability::Os)).unwrap();
+        let mut commits = Commits::of(&store);
+        for seq in 1..=3 {
+            let put = Write::HintPut {
+                at: hint_at(9, 1, seq),
+                hint: hint(&at, &value(seq, b"v")),
+            };
+            commits.write(vec![put]).unwrap();
+        }
+        copy(&live, &path);
+    }
+    {
+        let rocks = rocksdb::Options::default();
+        let db = path.join("db");
+        let families = rocksdb::DB::list_cf(&rocks, &db).unwrap();
+        let db = rocksdb::DB::open_cf(&rocks, &db, families).unwrap();
+        let hints = db.cf_handle("hints").unwrap();
+        let first = db.iterator_cf(hints, rocksdb::IteratorMode::Start).next();
+        let (key, value) = first.unwrap().unwrap();
+        let mut turned = value.to_vec();
+        *turned.last_mut().unwrap() ^= 1;
+        db.put_cf(hints, key, turned).unwrap();
+    }
+    let (store, opened) = Store::open(options(path, Durability::Os)).unwrap();
+    assert_eq!(opened.hints[0].count, 3, "it is still there");
+    let query = Query::Hints {
+        target: NodeId(9),
+        slot: 1,
+        after: 0,
+        limit: 10,
+    };
+    let Ok(Found::Hints(found)) = store.query(&query) else {
+        panic!("hints were asked for");
+    };
+    let whole: Vec<(u64, bool)> = found
+        .iter()
+        .map(|(at, hint)| (at.seq, hint.is_some()))
+        .collect();
+    assert_eq!(whole, [(1, false), (2, true), (3, true)]);
 }

@@ -49,6 +49,7 @@ use self::problem::{Problem, Refused};
 use self::request::{Heads, Ids};
 use crate::handle::{Handle, NotReady};
 use crate::metrics::Shed;
+use crate::quiet::Quiet;
 
 /// Which of the two listeners a request came in at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +58,9 @@ enum Side {
     Admin,
 }
 
+/// Warnings about single requests.
+const WARNINGS_A_SECOND: u64 = 10;
+
 /// What all requests of a node share.
 #[derive(Debug)]
 struct Facade {
@@ -64,7 +68,8 @@ struct Facade {
     ids: Ids,
     in_flight: AtomicUsize,
     watches: AtomicUsize,
-    quiet: router::Quiet,
+    /// Of warnings about single requests.
+    quiet: Quiet,
     contexts: OnceLock<ContextKey>,
     queue_keys: OnceLock<QueueKey>,
 }
@@ -76,7 +81,7 @@ impl Facade {
             ids: Ids::new(),
             in_flight: AtomicUsize::new(0),
             watches: AtomicUsize::new(0),
-            quiet: router::Quiet::default(),
+            quiet: Quiet::of(WARNINGS_A_SECOND),
             contexts: OnceLock::new(),
             queue_keys: OnceLock::new(),
         }

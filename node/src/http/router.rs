@@ -4,7 +4,7 @@
 //! that a router of text would have to refuse.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -186,30 +186,6 @@ fn without_body(response: Response<Body>) -> Response<Body> {
         parts.headers.insert(CONTENT_LENGTH, HeaderValue::from(len));
     }
     Response::from_parts(parts, Body::empty())
-}
-
-/// Bounds the warnings about single requests: at most so many a second, and how many were left out.
-#[derive(Debug, Default)]
-pub(super) struct Quiet {
-    second: AtomicU64,
-    said: AtomicU64,
-    left_out: AtomicU64,
-}
-
-impl Quiet {
-    const A_SECOND: u64 = 10;
-
-    /// `Some(n)`: say it, and that `n` were left out before; `None`: say nothing.
-    fn admits(&self, second: u64) -> Option<u64> {
-        if self.second.swap(second, Ordering::Relaxed) != second {
-            self.said.store(0, Ordering::Relaxed);
-        }
-        if self.said.fetch_add(1, Ordering::Relaxed) < Self::A_SECOND {
-            return Some(self.left_out.swap(0, Ordering::Relaxed));
-        }
-        self.left_out.fetch_add(1, Ordering::Relaxed);
-        None
-    }
 }
 
 fn log(call: &Call<'_>, (status, took): (StatusCode, Duration), watching: bool) {

@@ -197,15 +197,17 @@ impl Scrape {
             "Payload of peer connections",
             MetricType::Counter,
         )?;
-        for (peer, counts) in m.peer_bytes.snapshot() {
-            for (direction, count) in ["out", "in"].iter().zip(counts.iter()) {
-                let labels = [
-                    ("direction", (*direction).to_owned()),
-                    ("peer", self.name(peer)),
-                ];
+        let mut both = |peer: &str, counts: &[Counter; 2]| -> fmt::Result {
+            for (direction, count) in ["out", "in"].into_iter().zip(counts) {
+                let labels = [("direction", direction), ("peer", peer)];
                 counter(&mut bytes.encode_family(&labels)?, count.value())?;
             }
+            Ok(())
+        };
+        for (peer, counts) in m.peer_bytes.snapshot() {
+            both(&self.name(peer), &counts)?;
         }
+        both("guests", &m.guest_bytes)?;
         let help = "Connections and messages of peers that were not accepted";
         out.words(
             "torc_peer_refused",

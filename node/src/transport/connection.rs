@@ -13,11 +13,12 @@ use futures_util::FutureExt;
 use quinn::{Connection, ConnectionError, ReadError, ReadExactError, RecvStream, SendStream};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
+use torc_protocol::cluster_message::ClusterMessage;
 use torc_protocol::message::{PeerBody, PeerMessage};
 use torc_protocol::wire::{self, MESSAGE_LEN_MAX, WIRE_VERSION, WireError};
 use torc_ring::NodeId;
 
-use super::error::{Reason, TransportError};
+use super::error::{Reason, TransportError, printable};
 use super::frame::{PREFIX_LEN, Splitter, TooLong};
 use super::hello::Hello;
 use super::peer::{Link, NotAdded, Peer};
@@ -39,6 +40,8 @@ const STALL_TIME: Duration = Duration::from_secs(10);
 const TRUST_LEN: usize = 1 << 20;
 /// Longest message of a node that is not a member, in bytes.
 const GUEST_LEN_MAX: usize = 4 << 20;
+/// Time for a message on its own stream of a node that is not a member.
+const GUEST_TIME: Duration = Duration::from_secs(5);
 /// Longest gossip message in bytes: what chitchat sends at most.
 pub(super) const GOSSIP_LEN_MAX: usize = 65_507;
 /// First byte of a stream with a single message.
@@ -316,9 +319,11 @@ async fn receive_small(inner: &Inner, peer: &Peer, link: &Link, mut from: RecvSt
                 break;
             }
         }
-        inner.metrics.received(peer.node, bytes as u64);
+        inner.metrics.received(peer.counted(), bytes as u64);
         // What came whole before a bad frame is as good as ever.
-        deliver(inner, peer, messages);
+        if let Err(end) = deliver(inner, (peer, link), messages) {
+            return end;
+        }
         if let Some(bad) = bad {
             return bad.into();
         }
@@ -400,21 +405,29 @@ async fn receive_stream(
             if len > limit {
                 return Err(BadFrame::from(TooLong { len }).into());
             }
-            let Ok(_room) = inner
-                .bulk_room
-                .acquire_many(len.div_ceil(1024) as u32)
-                .await
-            else {
-                return Ok(());
+            let whole = async {
+                let room = inner.bulk_room.acquire_many(len.div_ceil(1024) as u32);
+                // Closed when this node stops.
+                let Ok(room) = room.await else {
+                    return Err(End::Finished);
+                };
+                Ok((room, body(link, &mut from, len).await?))
             };
-            let frame = body(link, &mut from, len).await?;
+            // A member may take its time as long as it goes on; the room is not for a guest to hold.
+            let (_room, frame) = if peer.is_member() {
+                whole.await?
+            } else {
+                timeout(GUEST_TIME, whole).await.map_err(|_| {
+                    let what = format!("{len} bytes of a node that is not a member");
+                    End::Refused(Reason::Stalled, what)
+                })??
+            };
             inner
                 .metrics
-                .received(peer.node, (len + PREFIX_LEN + 1) as u64);
+                .received(peer.counted(), (len + PREFIX_LEN + 1) as u64);
             let message = wire::decode(&frame).map_err(BadFrame::from)?;
             link.active_ms.store(inner.clock_ms(), Ordering::Relaxed);
-            deliver(inner, peer, vec![message]);
-            Ok(())
+            deliver(inner, (peer, link), vec![message])
         }
         KIND_GOSSIP => {
             let read = timeout(STALL_TIME, from.read_to_end(GOSSIP_LEN_MAX)).await;
@@ -426,7 +439,9 @@ async fn receive_stream(
                 Ok(Err(quinn::ReadToEndError::Read(error))) => return Err(lost(link, error).await),
                 Err(_) => return Err(End::Refused(Reason::Stalled, "gossip".to_owned())),
             };
-            inner.metrics.received(peer.node, bytes.len() as u64 + 1);
+            inner
+                .metrics
+                .received(peer.counted(), bytes.len() as u64 + 1);
             if peer.is_cut() {
                 return Ok(());
             }
@@ -497,10 +512,27 @@ async fn lost(link: &Link, error: ReadError) -> End {
     }
 }
 
-/// Passes messages on, as far as their sender may send them.
-fn deliver(inner: &Inner, peer: &Peer, mut messages: Vec<PeerMessage>) {
+/// Passes messages on, as far as their sender may send them. Whoever asks to be taken in under another name
+/// than its certificate's is refused: the certificates of members are bound to their names.
+fn deliver(
+    inner: &Inner,
+    (peer, link): (&Peer, &Link),
+    mut messages: Vec<PeerMessage>,
+) -> Result<(), End> {
     if peer.is_cut() {
-        return;
+        return Ok(());
+    }
+    let joiner = messages.iter().find_map(|message| match &message.body {
+        PeerBody::Cluster(ClusterMessage::Join { member, .. }) => Some(member),
+        _ => None,
+    });
+    if let Some(joiner) = joiner.filter(|joiner| joiner.name != link.name) {
+        let what = format!(
+            "certificate of `{}`, node asks to join as `{}`",
+            link.name,
+            printable(&joiner.name)
+        );
+        return Err(End::Refused(Reason::CertificateName, what));
     }
     if !peer.is_member() {
         let before = messages.len();
@@ -512,6 +544,7 @@ fn deliver(inner: &Inner, peer: &Peer, mut messages: Vec<PeerMessage>) {
     if !messages.is_empty() {
         inner.inbound.on_messages(peer.node, messages);
     }
+    Ok(())
 }
 
 /// A frame that ends its connection.

@@ -246,7 +246,7 @@ impl TransportError {
 }
 
 /// What a peer said, fit for a log line.
-fn printable(said: &str) -> String {
+pub(super) fn printable(said: &str) -> String {
     said.chars()
         .take(SAID_LEN_MAX)
         .map(|c| if c.is_control() { '?' } else { c })

@@ -114,9 +114,11 @@ pub trait Inbound: Send + Sync + 'static {
 /// What the transport counts.
 pub trait TransportMetrics: Send + Sync + 'static {
     /// Bytes handed to QUIC (`torc_peer_bytes_total{direction="out"}`).
-    fn sent(&self, peer: NodeId, bytes: u64);
+    /// `None` stands for all nodes that are no members.
+    fn sent(&self, peer: Option<NodeId>, bytes: u64);
     /// Bytes taken from QUIC (`torc_peer_bytes_total{direction="in"}`).
-    fn received(&self, peer: NodeId, bytes: u64);
+    /// `None` stands for all nodes that are no members.
+    fn received(&self, peer: Option<NodeId>, bytes: u64);
     /// A peer or a message of one was refused (`torc_peer_refused_total{reason}`).
     fn refused(&self, reason: &'static str);
     /// Messages for which there was no room or time (`torc_shed_total{reason}`).

@@ -120,6 +120,11 @@ impl Peer {
         self.member.load(Ordering::Acquire)
     }
 
+    /// Under whom its bytes are counted: any number of nodes may be guests, one after the other.
+    pub(super) fn counted(&self) -> Option<NodeId> {
+        self.is_member().then_some(self.node)
+    }
+
     /// Whether everything between the two nodes is thrown away: see [`super::Transport::set_cut`].
     pub(super) fn is_cut(&self) -> bool {
         self.cut.load(Ordering::Acquire)

@@ -88,7 +88,7 @@ async fn drain(inner: &Inner, peer: &Peer, out: &mut SendStream) -> bool {
             inner.metrics.lost(peer.node, u64::from(batch.frames));
             return false;
         }
-        inner.metrics.sent(peer.node, len);
+        inner.metrics.sent(peer.counted(), len);
     }
 }
 
@@ -144,7 +144,7 @@ async fn write_large(inner: Arc<Inner>, peer: Arc<Peer>) {
         let (inner, peer) = (inner.clone(), peer.clone());
         tokio::spawn(async move {
             match send_large(&link, message, payload).await {
-                Some(len) => inner.metrics.sent(peer.node, len),
+                Some(len) => inner.metrics.sent(peer.counted(), len),
                 None => inner.metrics.lost(peer.node, 1),
             }
             drop(slot);
@@ -197,7 +197,7 @@ pub(super) fn send_gossip(inner: &Arc<Inner>, peer: &Arc<Peer>, bytes: Bytes) {
     let (Some(link), Ok(slot)) = (link, peer.gossip.clone().try_acquire_owned()) else {
         return;
     };
-    let (inner, node) = (inner.clone(), peer.node);
+    let (inner, counted) = (inner.clone(), peer.counted());
     tokio::spawn(async move {
         let len = bytes.len() as u64 + 1;
         let send = async {
@@ -210,7 +210,7 @@ pub(super) fn send_gossip(inner: &Arc<Inner>, peer: &Arc<Peer>, bytes: Bytes) {
             out.finish().ok()
         };
         if let Ok(Some(())) = timeout(GOSSIP_TIME, send).await {
-            inner.metrics.sent(node, len);
+            inner.metrics.sent(counted, len);
         }
         drop(slot);
     });

@@ -47,6 +47,7 @@ struct Node {
     view: Arc<View>,
     records: BTreeMap<RecordKey, Record>,
     hints: BTreeMap<HintKey, Hint>,
+    bad_hints: BTreeSet<HintKey>,
     states: BTreeMap<StateKey, Bytes>,
     commits: VecDeque<(CommitId, Batch)>,
     hold_commits: bool,
@@ -566,6 +567,13 @@ impl Cluster {
         self.peek(id).hints.len()
     }
 
+    /// The oldest hint on that node's disk is damaged.
+    pub fn damage_oldest_hint(&mut self, id: NodeId) {
+        let node = self.node(id);
+        let oldest = node.hints.keys().min_by_key(|at| at.seq).copied();
+        node.bad_hints.extend(oldest);
+    }
+
     pub fn hints_waiting(&self, id: NodeId) -> u64 {
         self.books(id).2
     }
@@ -738,6 +746,7 @@ impl Node {
             view,
             records: BTreeMap::new(),
             hints: BTreeMap::new(),
+            bad_hints: BTreeSet::new(),
             states: BTreeMap::new(),
             commits: VecDeque::new(),
             hold_commits: false,
@@ -917,7 +926,11 @@ impl Node {
             } => {
                 let of = |at: &HintKey| at.target == *target && at.slot == *slot && at.seq > *after;
                 let found = self.hints.iter().filter(|(at, _)| of(at)).take(*limit);
-                Found::Hints(found.map(|(at, hint)| (*at, hint.clone())).collect())
+                let whole = |(at, hint): (&HintKey, &Hint)| {
+                    let hint = (!self.bad_hints.contains(at)).then(|| hint.clone());
+                    (*at, hint)
+                };
+                Found::Hints(found.map(whole).collect())
             }
         }
     }

@@ -305,7 +305,10 @@ pub fn hints(
         after,
         limit,
     }) {
-        Ok(Found::Hints(found)) => found,
+        Ok(Found::Hints(found)) => found
+            .into_iter()
+            .map(|(at, hint)| (at, hint.expect("whole")))
+            .collect(),
         other => panic!("hints were asked for, {other:?} came"),
     }
 }

@@ -348,6 +348,12 @@ impl Metrics {
             Event::SyncFailed { reason, .. } => self.sessions_failed.add(reason, 1),
             // Gauges, which `Handle` keeps; the last one the replica has counted by its purpose.
             Event::Hints { .. }
+            | Event::FloorRaised { .. }
+            | Event::FloorGivenUp { .. }
+            | Event::Collected { .. }
+            | Event::Rebuilt { .. }
+            | Event::RebuildFailed { .. }
+            | Event::Floors { .. }
             | Event::Agreement { .. }
             | Event::Progress { .. }
             | Event::Repaired { .. } => {}

@@ -1,13 +1,13 @@
 //! Starts a node's parts in order, and stops them in order.
 
 mod options;
+mod restore;
 
 use std::collections::BTreeSet;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use bytes::Bytes;
 use rand::TryRngCore;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -21,10 +21,11 @@ use torc_protocol::shard::{Shard, ShardSettings};
 use torc_protocol::shard_io::Input;
 use torc_protocol::store::{Batch, CommitId, StateKey, StoreError, Sync, Write};
 use torc_ring::config::Secret;
-use torc_ring::{BucketId, ClusterId, Member, NodeId, PartitionId};
+use torc_ring::{ClusterId, Member, NodeId};
 use torc_storage::{Committer, Deliver, Observe, States, StorageError, Store};
 use tracing::{info, warn};
 
+use self::restore::{restore, take_trees};
 use crate::cluster_task::{self, ClusterMail, ClusterOutlets, ClusterTools};
 use crate::config::{Settings, Start};
 use crate::gossip::GossipError;
@@ -207,6 +208,8 @@ pub async fn run(
         mail: inlets[index].mail.clone(),
         news: news.clone(),
     };
+    // Without its floors and closes the node could take what all others have forgotten: it does not start.
+    let floors = store.states(States::Floor)?;
     let trees = take_trees(&store, &settings, (&committer, &mut cluster_mail_rx)).await?;
     let store_empty = store.is_empty()?;
     let mut shards = JoinSet::new();
@@ -216,7 +219,7 @@ pub async fn run(
             ..shard_settings(&settings, node, index, bounds.shards)?
         };
         let mut shard = Shard::new(of_shard, &opened.hints, now);
-        restore(&mut shard, &trees);
+        restore(&mut shard, &trees, &floors);
         shards.spawn(shard_task::run(shard, tools(index), outlets));
     }
 
@@ -430,54 +433,6 @@ async fn identity(
             None => Err(NodeError::Stopped),
         },
         _ => Err(NodeError::Stopped),
-    }
-}
-
-/// The hash trees that the last life wrote down when it stopped. They are deleted before this life writes
-/// anything: if it ends without stopping, they are built anew.
-async fn take_trees(
-    store: &Store,
-    settings: &Settings,
-    (committer, results): (&Committer, &mut mpsc::UnboundedReceiver<ClusterMail>),
-) -> Result<Vec<(BucketId, PartitionId, Bytes)>, NodeError> {
-    // A tree that cannot be read is built anew like one that is not there.
-    let Ok(found) = store.states(States::Tree) else {
-        warn!("the stored hash trees cannot be read; they are built anew");
-        return Ok(Vec::new());
-    };
-    if found.is_empty() {
-        return Ok(Vec::new());
-    }
-    let writes = found
-        .iter()
-        .map(|&(key, _)| Write::StateDelete { key })
-        .collect();
-    let batch = Batch {
-        writes,
-        sync: Sync::Fsync,
-    };
-    // Nothing else commits yet: the only result that can come is this one's.
-    let failed = StorageError::TreesStay;
-    if committer
-        .submit(settings.shards, CommitId(0), batch)
-        .is_err()
-    {
-        return Err(failed.into());
-    }
-    match tokio::time::timeout(Duration::from_secs(30), results.recv()).await {
-        Ok(Some(ClusterMail::Committed(results))) if results.iter().all(|(_, r)| r.is_ok()) => {}
-        _ => return Err(failed.into()),
-    }
-    let trees = found.into_iter().filter_map(|(key, bytes)| match key {
-        StateKey::Tree(bucket, partition) => Some((bucket, partition, bytes)),
-        _ => None,
-    });
-    Ok(trees.collect())
-}
-
-fn restore(shard: &mut Shard, trees: &[(BucketId, PartitionId, Bytes)]) {
-    for (bucket, partition, bytes) in trees {
-        shard.restore_tree(*bucket, *partition, bytes.clone());
     }
 }
 

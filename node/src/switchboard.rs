@@ -40,6 +40,7 @@ impl Routing {
             PeerBody::Cluster(_) => None,
             PeerBody::Reply(reply) => Some(usize::from(reply.op.shard()) & (self.shards - 1)),
             PeerBody::Sync(message) => Some(usize::from(message.partition.0) & (self.shards - 1)),
+            PeerBody::Floor(message) => Some(usize::from(message.partition.0) & (self.shards - 1)),
             PeerBody::Request(request) => {
                 let bits = match self.bits.load(Ordering::Acquire) {
                     NO_BITS => 0,

@@ -13,6 +13,7 @@ use torc_ring::{Bucket, BucketId, NodeId, PartitionId, RingVersion};
 
 use crate::budget::Budget;
 use crate::core::Core;
+use crate::hlc::Hlc;
 use crate::message::{OpId, PeerBody};
 use crate::shard_io::Event;
 use crate::sync_message::{SyncAsk, SyncBody, SyncMessage};
@@ -325,6 +326,7 @@ impl Schedule {
                 number: 0,
                 ring: core.ring_version(),
                 partition,
+                floor: Hlc(0),
                 body: SyncBody::Ask {
                     remaining_us: NOTICE_EVERY as u32,
                     ask: SyncAsk::Doubt { node },

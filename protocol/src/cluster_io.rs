@@ -174,7 +174,8 @@ impl Persisted {
                 StateKey::Identity
                 | StateKey::HlcBound(_)
                 | StateKey::Change(..)
-                | StateKey::Tree(..) => {}
+                | StateKey::Tree(..)
+                | StateKey::Floor(..) => {}
                 StateKey::PeerBound(peer) => {
                     found.peer_bounds.push((peer, Hlc(number(key, &value)?)));
                 }

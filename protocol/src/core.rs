@@ -7,6 +7,7 @@ use bytes::Bytes;
 use torc_ring::{Bucket, NodeId, Owners, PartitionId, RingVersion};
 
 use crate::client::{ClientReply, RequestId};
+use crate::floor::Floors;
 use crate::hlc::{Hlc, HlcClock, Pace};
 use crate::latency::Latencies;
 use crate::merkle::TreeKey;
@@ -64,6 +65,11 @@ pub struct ShardSettings {
     pub scrub_rate: u64,
     /// Age of agreement that anti-entropy aims at, in microseconds.
     pub antientropy_age_target: u64,
+    /// How often a partition's floor is raised at most, on average, in microseconds; 0 for never.
+    pub floor_interval: u64,
+    /// Only versions older than this by each owner's own clock, in microseconds, are collected: longer than
+    /// any write of a client can be on its way.
+    pub floor_margin: u64,
     /// Memory of all hash trees, in bytes; beyond it, new ones get few leaves.
     pub tree_bytes_max: usize,
     /// A deliberate bug.
@@ -95,6 +101,8 @@ impl ShardSettings {
             repair_rate: 16 << 20,
             scrub_rate: 1 << 20,
             antientropy_age_target: 600 * SECOND,
+            floor_interval: 0,
+            floor_margin: 180 * SECOND,
             tree_bytes_max: 64 << 20,
             #[cfg(feature = "mutants")]
             mutant: None,
@@ -149,6 +157,7 @@ pub(crate) struct Core {
     /// Ring version below which no write is on its way any more.
     pub(crate) drained: RingVersion,
     pub(crate) trees: Trees,
+    pub(crate) floors: Floors,
     pub(crate) tree_key: Option<TreeKey>,
     /// Partitions of which a node may lack writes, since a hint for it was dropped.
     pub(crate) doubts: BTreeSet<(PartitionId, NodeId)>,
@@ -197,6 +206,7 @@ impl Core {
             applied: RingVersion(0),
             drained: RingVersion(0),
             trees: Trees::default(),
+            floors: Floors::default(),
             tree_key: None,
             doubts: BTreeSet::new(),
             latency: Latencies::default(),
@@ -326,7 +336,23 @@ impl Core {
     }
 
     pub(crate) fn answer(&mut self, to: NodeId, op: OpId, ring: RingVersion, kind: ReplyKind) {
-        self.send(to, PeerBody::Reply(Reply { op, ring, kind }));
+        self.answer_at(to, (op, ring, Hlc(0)), kind);
+    }
+
+    /// Answers with what was read at that floor.
+    pub(crate) fn answer_at(
+        &mut self,
+        to: NodeId,
+        (op, ring, floor): (OpId, RingVersion, Hlc),
+        kind: ReplyKind,
+    ) {
+        let reply = Reply {
+            op,
+            ring,
+            floor,
+            kind,
+        };
+        self.send(to, PeerBody::Reply(reply));
     }
 
     pub(crate) fn reply(&mut self, request: RequestId, reply: ClientReply) {

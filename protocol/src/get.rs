@@ -5,10 +5,13 @@
 //! with r + w > n and 2r > n a later read never goes back in time.
 //! Source: Dynamo (2007), section 5; Cassandra's blocking read repair. Reads no clock, does no I/O.
 
+use std::collections::BTreeMap;
+
 use torc_ring::{NodeId, Quorum, ReadRepair, RingVersion};
 
 use crate::client::{ClientError, ClientReply};
 use crate::core::{Ask, Caller, Core, Step};
+use crate::hlc::Hlc;
 use crate::message::{OpId, RecordKey, Refusal, ReplyKind, RequestKind, WritePurpose};
 use crate::mutant::Mutant;
 use crate::put::RETRY_OLDER;
@@ -85,6 +88,8 @@ pub(crate) struct Get {
     pub(crate) r: Option<Quorum>,
     plan: Plan,
     answers: Vec<(NodeId, Answer)>,
+    /// The floors at which they were read.
+    floors: BTreeMap<NodeId, Hlc>,
     retry: Vec<NodeId>,
     phase: Phase,
     hedge_at: Mono,
@@ -111,6 +116,7 @@ impl Get {
             r,
             plan,
             answers: Vec::new(),
+            floors: BTreeMap::new(),
             retry: Vec::new(),
             phase: Phase::Collect { all_full: false },
             hedge_at: Mono(0),
@@ -159,6 +165,7 @@ impl Get {
         self.ask.ring = ring;
         self.plan = plan;
         self.answers.clear();
+        self.floors.clear();
         self.retry.clear();
         self.phase = Phase::Collect { all_full: false };
         self.ask_first(core);
@@ -195,14 +202,23 @@ impl Get {
     pub(crate) fn on_reply(
         &mut self,
         core: &mut Core,
-        from: NodeId,
+        (from, floor): (NodeId, Hlc),
         kind: ReplyKind,
     ) -> (Step, Option<Outcome>) {
         match kind {
-            ReplyKind::Full { record } => self.on_answer(core, from, Answer::Full(record)),
-            ReplyKind::Digest { digest } => self.on_answer(core, from, Answer::Digest(digest)),
-            ReplyKind::Written { .. } => {
-                if let Phase::WriteBack { tally, .. } = &mut self.phase {
+            ReplyKind::Full { record } => {
+                self.on_answer(core, (from, floor), Answer::Full(record));
+            }
+            ReplyKind::Digest { digest } => {
+                self.on_answer(core, (from, floor), Answer::Digest(digest));
+            }
+            ReplyKind::Written { stored } => {
+                // An ack of a write-back before the read began anew says nothing of this one.
+                if let Phase::WriteBack { tally, merged } = &mut self.phase
+                    && merged
+                        .as_ref()
+                        .is_none_or(|record| stored >= record.version())
+                {
                     tally.ack(from);
                 }
             }
@@ -212,7 +228,7 @@ impl Get {
         self.settle(core)
     }
 
-    fn on_answer(&mut self, core: &mut Core, from: NodeId, answer: Answer) {
+    fn on_answer(&mut self, core: &mut Core, (from, floor): (NodeId, Hlc), answer: Answer) {
         let now = core.now.mono;
         let Some((_, slot)) = self.answers.iter_mut().find(|(node, _)| *node == from) else {
             return;
@@ -230,13 +246,24 @@ impl Get {
                 *slot = Answer::Asked { since: now };
                 self.send_read(core, from, false);
             }
-            _ => *slot = answer,
+            _ => {
+                *slot = answer;
+                self.floors.insert(from, floor);
+            }
         }
     }
 
     fn on_refused(&mut self, core: &mut Core, from: NodeId, refusal: Refusal) {
         if let Phase::WriteBack { tally, .. } = &mut self.phase {
             match refusal {
+                // It has a higher floor than this read has seen: the read asks it this time.
+                Refusal::Closed => {
+                    self.plan.order.retain(|&node| node != from);
+                    self.plan.order.insert(0, from);
+                    let plan = self.plan.clone();
+                    self.restart(core, self.ask.ring, plan);
+                    return;
+                }
                 Refusal::RingVersion { .. } | Refusal::Frozen => self.retry.push(from),
                 _ => tally.fail(from),
             }
@@ -280,11 +307,10 @@ impl Get {
     }
 
     fn settle_collect(&mut self, core: &mut Core, all_full: bool) -> (Step, Option<Outcome>) {
-        let digests: Vec<Option<Digest>> = self
-            .answers
-            .iter()
-            .filter_map(|(_, a)| a.digest())
-            .map(|digest| compared(core, digest))
+        let judged = self.judged(core);
+        let digests: Vec<Option<Digest>> = judged
+            .values()
+            .map(|digest| compared(core, *digest))
             .collect();
         let full: Vec<NodeId> = self
             .answers
@@ -303,7 +329,7 @@ impl Get {
         }
         if digests.windows(2).all(|pair| pair[0] == pair[1]) && !all_full {
             if !full.is_empty() {
-                let record = self.fulls().next().cloned().flatten();
+                let record = self.fulls(&judged).next();
                 return self.finish(core, Ok(record));
             }
             // Only digests so far: the replica that was asked for the value is slow. Fetch it elsewhere.
@@ -361,17 +387,58 @@ impl Get {
         tally.verdict() == Verdict::Met
     }
 
-    fn fulls(&self) -> impl Iterator<Item = &Option<Record>> {
-        self.answers.iter().filter_map(|(_, answer)| match answer {
-            Answer::Full(record) => Some(record),
-            Answer::Asked { .. } | Answer::Digest(_) | Answer::Refused => None,
-        })
+    /// The highest floor that an answer was read at.
+    fn floor(&self, core: &Core) -> Hlc {
+        if core.has(Mutant::ReadIgnoresFloor) {
+            return Hlc(0);
+        }
+        self.floors.values().copied().max().unwrap_or_default()
+    }
+
+    /// What each answer counts for: versions up to the highest floor seen that only owners with lower floors
+    /// hold count for nothing, since there absence is information.
+    fn judged(&self, core: &Core) -> BTreeMap<NodeId, Option<Digest>> {
+        let highest = self.floor(core);
+        let floor = |node: &NodeId| self.floors.get(node).copied().unwrap_or_default();
+        let answers = || {
+            let digest = |(node, answer): &(NodeId, Answer)| Some((*node, answer.digest()?));
+            self.answers.iter().filter_map(digest)
+        };
+        let held: Vec<Digest> = answers()
+            .filter(|(node, _)| floor(node) >= highest)
+            .filter_map(|(_, digest)| digest)
+            .collect();
+        answers()
+            .map(|(node, digest)| {
+                let counts = |digest: &Digest| {
+                    floor(&node) >= highest || digest.version.hlc > highest || held.contains(digest)
+                };
+                (node, digest.filter(counts))
+            })
+            .collect()
+    }
+
+    /// The records among the whole answers that count.
+    fn fulls<'a>(
+        &'a self,
+        judged: &'a BTreeMap<NodeId, Option<Digest>>,
+    ) -> impl Iterator<Item = Record> + 'a {
+        self.answers
+            .iter()
+            .filter_map(move |(node, answer)| match answer {
+                Answer::Full(Some(record)) => {
+                    let counts = judged.get(node).copied().flatten().is_some();
+                    counts.then(|| record.clone())
+                }
+                _ => None,
+            })
     }
 
     /// All answers are whole values and they differ: merge them and write the result back.
     fn repair(&mut self, core: &mut Core) -> (Step, Option<Outcome>) {
         let mut merged: Option<Record> = None;
-        let fulls: Vec<Record> = self.fulls().flatten().cloned().collect();
+        let judged = self.judged(core);
+        let fulls: Vec<Record> = self.fulls(&judged).collect();
         for record in fulls {
             merged = Some(match merged {
                 None => record,
@@ -396,8 +463,8 @@ impl Get {
         }
         let digest = Some(record.digest());
         let mut tally = self.plan.repair_need.tally();
-        for (node, answer) in &self.answers {
-            if answer.digest() == Some(digest) {
+        for (node, found) in &judged {
+            if *found == digest {
                 tally.ack(*node);
             }
         }
@@ -436,6 +503,7 @@ impl Get {
             record: record.clone(),
             purpose: WritePurpose::Repair,
             fsync: false,
+            floor: self.floor(core),
         };
         core.request(node, &self.ask, kind);
     }

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use torc_ring::{NodeId, PartitionId, RingVersion};
 
 use crate::core::{Ask, Core, Timer};
+use crate::hlc::Hlc;
 use crate::message::{OpId, RecordKey, Refusal, ReplyKind, RequestKind, WritePurpose};
 use crate::mutant::Mutant;
 use crate::record::Record;
@@ -112,6 +113,8 @@ struct Flight {
     /// Under which it was sent: an ack counts only as long as it holds, because owners may change.
     ring: RingVersion,
     weight: u64,
+    /// Where it belongs; `None` when it counted towards a quorum, and no close may drop it.
+    partition: Option<PartitionId>,
     /// Who must still ack it: the target, or the partition's owners when the target left.
     waiting: Vec<NodeId>,
     deadline: Mono,
@@ -193,6 +196,13 @@ impl Hints {
         entry.bytes += weight;
         *entry.slots.entry(slot).or_default() += 1;
         self.report(core, target);
+    }
+
+    /// Targets of which hints may lie in that slot.
+    pub(crate) fn targets_of(&self, slot: u8) -> Vec<NodeId> {
+        let in_slot = |(_, target): &(&NodeId, &Target)| target.slots.contains_key(&slot);
+        let targets = self.targets.iter().filter(in_slot);
+        targets.map(|(&node, _)| node).collect()
     }
 
     /// A commit ended; answers whether it was one of ours.
@@ -471,6 +481,7 @@ impl Hints {
                 key: hint.key.clone(),
                 record: hint.record.clone(),
                 purpose: WritePurpose::Hint,
+                floor: Hlc(0),
                 // The client was promised durability by the stand-in's fsync; it may not become less.
                 fsync: hint.counted,
             };
@@ -482,6 +493,7 @@ impl Hints {
                 at,
                 ring: ask.ring,
                 weight: hint.weight(),
+                partition: (!hint.counted).then(|| core.partition(&hint.key)),
                 waiting: recipients,
                 deadline,
             },
@@ -533,6 +545,14 @@ impl Hints {
                 self.end_flight(core, op, true);
             }
         } else if flight.waiting.contains(&from) {
+            let closed = *kind == ReplyKind::Refused(Refusal::Closed);
+            let (at, weight) = (flight.at, flight.weight);
+            let partition = flight.partition.filter(|_| closed);
+            if let Some(partition) = partition {
+                // The owners have compared their copies, or will: who acknowledged it had it on disk.
+                let reason = "closed";
+                self.delete(core, at, weight, Why::Dropped { reason, partition });
+            }
             self.end_flight(core, op, false);
         }
         true

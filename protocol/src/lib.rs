@@ -15,6 +15,8 @@ pub mod cluster_io;
 pub mod cluster_message;
 pub mod context;
 mod core;
+pub mod floor;
+pub mod floor_message;
 mod get;
 mod hints;
 pub mod hlc;

@@ -2,16 +2,18 @@
 //!
 //! Invariant: a page says nothing about keys beyond the point that every asked owner has reached.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use torc_ring::{BucketId, NodeId, PartitionId, RingVersion};
 
 use crate::client::{ClientError, ClientReply, ListedKey};
 use crate::core::{Ask, Caller, Core, Step};
+use crate::hlc::Hlc;
 use crate::message::{Cursor, ListEntry, Listed, Refusal, ReplyKind, RequestKind};
 use crate::put::RETRY_OLDER;
 use crate::quorum::{Need, Tally, Verdict};
 use crate::time::{MS, Mono};
+use crate::version::Digest;
 use crate::wire::Blob;
 
 /// How long to wait for an owner before another is asked too, in microseconds.
@@ -36,7 +38,8 @@ pub(crate) struct List {
     order: Vec<NodeId>,
     need: Need,
     asked: Vec<NodeId>,
-    pages: Vec<(NodeId, Listed)>,
+    /// With the floor of each.
+    pages: Vec<(NodeId, Hlc, Listed)>,
     refused: Vec<NodeId>,
     retry: Vec<NodeId>,
     hedge_at: Mono,
@@ -112,7 +115,7 @@ impl List {
     /// The owners whose pages are there.
     fn answered(&self) -> Tally {
         let mut tally = self.need.tally();
-        for (node, _) in &self.pages {
+        for (node, ..) in &self.pages {
             tally.ack(*node);
         }
         for node in &self.refused {
@@ -132,10 +135,15 @@ impl List {
         core.request(node, &self.ask, kind);
     }
 
-    pub(crate) fn on_reply(&mut self, core: &mut Core, from: NodeId, kind: ReplyKind) -> Step {
+    pub(crate) fn on_reply(
+        &mut self,
+        core: &mut Core,
+        (from, floor): (NodeId, Hlc),
+        kind: ReplyKind,
+    ) -> Step {
         match kind {
-            ReplyKind::Listed(page) if self.pages.iter().all(|(node, _)| *node != from) => {
-                self.pages.push((from, page));
+            ReplyKind::Listed(page) if self.pages.iter().all(|(node, ..)| *node != from) => {
+                self.pages.push((from, floor, page));
             }
             ReplyKind::Refused(Refusal::RingVersion { config }) => {
                 let ours = core.view.as_ref().map(|view| view.config.version);
@@ -181,10 +189,10 @@ impl List {
         let reached = self
             .pages
             .iter()
-            .filter_map(|(_, page)| page.reached.clone())
+            .filter_map(|(.., page)| page.reached.clone())
             .min();
         let mut newest: BTreeMap<Cursor, ListEntry> = BTreeMap::new();
-        for entry in self.pages.drain(..).flat_map(|(_, page)| page.entries) {
+        for entry in self.entries() {
             if reached.as_ref().is_some_and(|end| entry.at > *end) {
                 continue;
             }
@@ -216,6 +224,32 @@ impl List {
             }
         }
         ClientReply::Listed { keys, next }
+    }
+
+    /// What the pages hold, without versions up to the highest floor seen that only owners with lower ones
+    /// hold: there absence is information.
+    fn entries(&mut self) -> Vec<ListEntry> {
+        let pages = std::mem::take(&mut self.pages);
+        let highest = pages.iter().map(|(_, floor, _)| *floor).max();
+        let highest = highest.unwrap_or_default();
+        let held: BTreeSet<(Cursor, Digest)> = pages
+            .iter()
+            .filter(|(_, floor, _)| *floor == highest)
+            .flat_map(|(.., page)| &page.entries)
+            .filter(|entry| entry.digest.version.hlc <= highest)
+            .map(|entry| (entry.at.clone(), entry.digest))
+            .collect();
+        let counts = |floor: Hlc, entry: &ListEntry| {
+            floor == highest
+                || entry.digest.version.hlc > highest
+                || held.contains(&(entry.at.clone(), entry.digest))
+        };
+        pages
+            .into_iter()
+            .flat_map(|(_, floor, page)| page.entries.into_iter().map(move |e| (floor, e)))
+            .filter(|(floor, entry)| counts(*floor, entry))
+            .map(|(_, entry)| entry)
+            .collect()
     }
 
     pub(crate) fn on_timer(&mut self, core: &mut Core) -> Step {

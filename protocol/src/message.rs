@@ -8,6 +8,7 @@ use bytes::Bytes;
 use torc_ring::{BucketId, ConfigVersion, NodeId, PartitionId, RingVersion, Token};
 
 use crate::cluster_message::ClusterMessage;
+use crate::floor_message::FloorMessage;
 use crate::hlc::Hlc;
 use crate::record::Record;
 use crate::sync_message::SyncMessage;
@@ -65,7 +66,7 @@ pub struct PeerMessage {
     pub body: PeerBody,
 }
 
-/// The four conversations.
+/// The five conversations.
 #[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::BorrowDecode)]
 #[bincode(decode_context = "crate::wire::Frame")]
 pub enum PeerBody {
@@ -77,6 +78,8 @@ pub enum PeerBody {
     Cluster(ClusterMessage),
     /// Between two owners of a partition that make their copies equal.
     Sync(SyncMessage),
+    /// Between the members that raise the floor of a partition.
+    Floor(FloorMessage),
 }
 
 /// A coordinator's request to a replica.
@@ -121,6 +124,8 @@ pub enum RequestKind {
         purpose: WritePurpose,
         /// Fsync before the ack, whatever the node's durability says.
         fsync: bool,
+        /// For a read's write-back: the highest floor that the read has seen. 0 for everything else.
+        floor: Hlc,
     },
     /// Keep this write for `target`, which is dead, and count as a replica of it (sloppy quorum).
     StandIn {
@@ -183,6 +188,8 @@ pub struct Reply {
     /// Ring version of the replica when it answered.
     #[bincode(with_serde)]
     pub ring: RingVersion,
+    /// The replica's floor of the partition at which what it says was read.
+    pub floor: Hlc,
     /// The answer.
     pub kind: ReplyKind,
 }
@@ -265,4 +272,8 @@ pub enum Refusal {
     Frozen,
     /// It could not read or write; it says why in its own log.
     Storage,
+    /// The version is not above what this owner has closed: such versions it takes only from other owners.
+    Closed,
+    /// It owns the partition newly, and does not know yet how far the others have closed it.
+    Inheriting,
 }

@@ -56,6 +56,18 @@ mutants! {
     RetryRemints = 17,
     /// The context of a write does not advance the clock.
     ContextUnheard = 18,
+    /// The floor is raised without the owners' closes.
+    FloorBeforeCloses = 19,
+    /// A raise leaves one owner out.
+    FloorSkipsOwner = 20,
+    /// A member confirms although it holds counted hints.
+    FloorSkipsHints = 21,
+    /// A version below the floor is taken from an owner with a lower one.
+    LowerFloorTrusted = 22,
+    /// Reads do not look at floors.
+    ReadIgnoresFloor = 23,
+    /// The store takes, of two versions, the one that expires later. (In the simulator's disk.)
+    MergeByExpiry = 24,
     /// A read answers before its write-back is acknowledged.
     WriteBackNotAwaited = 25,
     /// Reads compare versions alone.
@@ -87,6 +99,14 @@ mutants! {
     ProposalOnUndecided = 46,
     /// A node that leaves stops as soon as it knows that it may.
     LeaverStopsEarly = 47,
+    /// A rebuild raises its floor first, and discards afterwards.
+    RebuildRaisesFirst = 48,
+    /// A comparison for a raise counts before what it brought is fsynced.
+    SessionCountedEarly = 49,
+    /// A new owner takes writes without the closes of the others.
+    CloseNotInherited = 50,
+    /// A node that has lost a file keeps its floor. (In the simulator's disk.)
+    LostFileKeepsFloor = 51,
     /// An empty answer of the disk makes hints forgotten that were being stored meanwhile.
     HintForgotten = 52,
     /// A write that was sent under an earlier ring, or met a broken disk, is said to have no effect.

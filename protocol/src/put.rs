@@ -8,6 +8,7 @@ use torc_ring::{NodeId, RingVersion};
 
 use crate::client::{ClientError, ClientReply};
 use crate::core::{Ask, Caller, Core, Step};
+use crate::hlc::Hlc;
 use crate::message::{RecordKey, Refusal, ReplyKind, RequestKind, WritePurpose};
 use crate::mutant::Mutant;
 use crate::quorum::{Need, Tally, Verdict};
@@ -122,6 +123,7 @@ impl Put {
                 record,
                 purpose: WritePurpose::Client,
                 fsync: self.choice.fsync,
+                floor: Hlc(0),
             },
         };
         core.request(node, &self.ask, kind);
@@ -201,7 +203,7 @@ impl Put {
                     self.arm(core);
                 }
             }
-            Refusal::Frozen => {
+            Refusal::Frozen | Refusal::Inheriting => {
                 if !self.retry.contains(&from) {
                     self.retry.push(from);
                     self.arm(core);
@@ -215,7 +217,11 @@ impl Put {
                 self.doubt = true;
                 self.tally.fail(owner);
             }
-            Refusal::NotOwner | Refusal::Expired | Refusal::Overloaded | Refusal::ClockDrift => {
+            Refusal::NotOwner
+            | Refusal::Expired
+            | Refusal::Overloaded
+            | Refusal::ClockDrift
+            | Refusal::Closed => {
                 self.tally.fail(owner);
             }
         }

@@ -203,6 +203,14 @@ impl Record {
         }
     }
 
+    /// The least floor at which this state is dead, so that it may be dropped: a tombstone once its version is
+    /// not above the floor, a value once its expiry is not above it either. `None` for what never dies:
+    /// values without expiry, and siblings.
+    #[must_use]
+    pub fn dead_at(&self) -> Option<Hlc> {
+        dead_at(&self.0)
+    }
+
     /// Whether a reader at `micros` since 1970 sees a value.
     #[must_use]
     pub fn is_visible(&self, micros: u64) -> bool {
@@ -291,6 +299,25 @@ pub fn digest_of(bytes: &[u8]) -> Option<Digest> {
         },
         hash: u64_at(bytes, 18),
     })
+}
+
+/// [`Record::dead_at`] of encoded bytes that passed [`Record::parse`] at some time.
+#[must_use]
+pub fn dead_at(bytes: &[u8]) -> Option<Hlc> {
+    if bytes.len() < HEADER_LEN {
+        return None;
+    }
+    let version = Hlc(u64_at(bytes, 2));
+    match (bytes[1], u64_at(bytes, 26)) {
+        (KIND_TOMBSTONE, _) => Some(version),
+        (KIND_VALUE, expiry) if expiry != 0 => {
+            // An expiry beyond what a timestamp can hold never comes.
+            let expiry = (expiry <= u64::MAX >> crate::hlc::COUNTER_BITS)
+                .then(|| Hlc::from_micros(expiry))?;
+            Some(version.max(expiry))
+        }
+        _ => None,
+    }
 }
 
 /// Version, then hash, then kind: the kind only decides for contents whose hashes collide, so that the

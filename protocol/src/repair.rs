@@ -8,27 +8,28 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use bytes::Bytes;
-use torc_ring::{BucketId, ConflictMode, NodeId, PartitionId, RingVersion};
+use torc_ring::{BucketId, NodeId, PartitionId, RingVersion};
 
 use crate::antientropy::Schedule;
 use crate::budget::Budget;
-use crate::core::{Core, Step, Timer};
+use crate::core::{Core, Timer};
+use crate::floor::{Over, Wanted};
 use crate::message::{OpId, RecordKey};
-use crate::record::{KEY_LEN_MAX, Kind, Record};
 use crate::replicate::Replica;
 use crate::shard_io::{Event, Output};
 use crate::store::{CommitId, Found, ReadId, StateKey, StoreError, Sync, Write};
-use crate::sync_message::{SyncAnswer, SyncAsk, SyncBody, SyncEntry, SyncMessage, SyncRefusal};
+use crate::sync_message::{SyncAnswer, SyncAsk, SyncBody, SyncMessage, SyncRefusal};
 use crate::time::Mono;
 use crate::transfer::Coverage;
 use crate::trees::{self, Refresher};
 use crate::version::Digest;
 
 mod diff;
+mod receive;
 mod serve;
 mod session;
 
+use self::receive::is_key;
 pub(crate) use self::serve::is_merged;
 use self::serve::{Question, Waiter};
 pub(crate) use self::session::Purpose;
@@ -38,6 +39,8 @@ use self::session::{Flow, Session};
 const COMPARES_MAX: usize = 4;
 /// Sessions of a ring change at a time.
 const COVERS_MAX: usize = 8;
+/// Sessions for floors at a time.
+const FLOORS_MAX: usize = 4;
 /// Bytes of trees in one commit when the node stops.
 const SAVE_BYTES: usize = 1 << 20;
 
@@ -53,6 +56,8 @@ pub(crate) struct Repair {
     ring: RingVersion,
     pumping: Option<Mono>,
     saving: Saving,
+    /// Sessions for floors that may be held only later.
+    nothing: BTreeSet<trees::TreeId>,
 }
 
 /// Writing the trees down for the next start.
@@ -82,7 +87,7 @@ pub(crate) struct Shared {
 impl Shared {
     fn budget(&mut self, purpose: Purpose) -> &mut Budget {
         match purpose {
-            Purpose::Compare => &mut self.repair,
+            Purpose::Compare | Purpose::Floor(_) => &mut self.repair,
             Purpose::Cover => &mut self.taken,
         }
     }
@@ -107,6 +112,8 @@ struct Asker {
     number: u32,
     ring: RingVersion,
     partition: PartitionId,
+    /// The bucket that was asked about, if it was one.
+    bucket: Option<BucketId>,
     deadline: Mono,
 }
 
@@ -133,79 +140,8 @@ pub(crate) struct Cx<'a> {
     core: &'a mut Core,
     replica: &'a mut Replica,
     shared: &'a mut Shared,
-}
-
-impl Cx<'_> {
-    fn mode(&self, bucket: BucketId) -> Option<ConflictMode> {
-        let view = self.core.view.as_ref()?;
-        view.config
-            .bucket_by_id(bucket)
-            .map(|bucket| bucket.conflict)
-    }
-
-    /// Whether this node owns the partition of that bucket, in either ring.
-    fn owns(&self, bucket: BucketId, partition: PartitionId) -> bool {
-        let view = self.core.view.as_ref();
-        view.is_some_and(|view| view.keeps(self.core.node(), bucket, partition))
-    }
-
-    fn may_store(&self) -> bool {
-        !self.core.is_frozen() && !self.core.closing
-    }
-
-    /// Merges records that another owner has, and fsyncs them. [`Step::Done`] when they are not of this
-    /// partition or may not be stored now; nothing is stored then.
-    fn store(
-        &mut self,
-        (bucket, partition, from): (BucketId, PartitionId, NodeId),
-        transfer: bool,
-        entries: Vec<SyncEntry>,
-        then: Then,
-    ) -> Step {
-        let bits = self.core.partition_bits();
-        let siblings = self.mode(bucket) == Some(ConflictMode::Siblings);
-        let sound = entries.iter().all(|entry| {
-            entry.at.token.partition(bits) == partition
-                && is_key(&entry.at.key.0)
-                && (entry.record.kind() == Kind::Siblings) == siblings
-        });
-        if !sound || !self.may_store() {
-            return Step::Done;
-        }
-        let bytes: usize = entries.iter().map(SyncEntry::weight).sum();
-        let mut keys = Vec::with_capacity(entries.len());
-        let mut writes = Vec::with_capacity(entries.len());
-        for SyncEntry { at, record } in entries {
-            let key = diff::record_key(bucket, &at);
-            self.replica.foresee(&key, record.version());
-            keys.push((key.clone(), record.digest()));
-            writes.push(Write::Merge { key, record });
-        }
-        let id = self.core.commit_all(writes, Sync::Fsync);
-        self.shared.commits.insert(
-            id,
-            Storing {
-                ring: self.core.ring_version(),
-                from,
-                keys,
-                bytes: bytes as u64,
-                transfer,
-                then,
-            },
-        );
-        Step::Wait
-    }
-}
-
-fn is_key(key: &Bytes) -> bool {
-    !key.is_empty() && key.len() <= KEY_LEN_MAX
-}
-
-fn entry((key, record): (RecordKey, Record)) -> SyncEntry {
-    SyncEntry {
-        at: diff::cursor(key.token, key.key),
-        record,
-    }
+    /// Copies that are still being brought over.
+    covering: &'a BTreeSet<trees::TreeId>,
 }
 
 /// The context, without borrowing the sessions.
@@ -215,6 +151,10 @@ macro_rules! cx {
             core: $core,
             replica: $replica,
             shared: &mut $self.shared,
+            covering: $self
+                .coverage
+                .as_ref()
+                .map_or(&$self.nothing, Coverage::open),
         }
     };
 }
@@ -238,6 +178,7 @@ impl Repair {
             ring: RingVersion(0),
             pumping: None,
             saving: Saving::No,
+            nothing: BTreeSet::new(),
         }
     }
 
@@ -254,6 +195,7 @@ impl Repair {
             number,
             ring,
             partition,
+            floor,
             body,
         } = message;
         if usize::from(partition.0) & (usize::from(core.settings.count) - 1)
@@ -281,8 +223,15 @@ impl Repair {
                     ring,
                     partition,
                     remaining_us,
+                    floor,
                     ask,
                 };
+                if let Some(bucket) = question.ask.bucket()
+                    && ring == core.ring_version()
+                    && core.owns_both((bucket, partition), from)
+                {
+                    core.floors.hear((bucket, partition), from, floor);
+                }
                 serve::on_question(cx!(self, core, replica), &mut self.waiters, question);
             }
             SyncBody::Answer(answer) => {
@@ -303,7 +252,7 @@ impl Repair {
                     .is_some_and(|session| session.peer == from)
                 {
                     self.drive(core, replica, session, |session, cx| {
-                        session.on_answer(cx, number, answer)
+                        session.on_answer(cx, (number, floor), answer)
                     });
                 }
             }
@@ -500,6 +449,9 @@ impl Repair {
             self.coverage = Coverage::new(core);
             self.go_on(core, replica);
         }
+        if !core.floors.wanted.is_empty() {
+            self.go_on(core, replica);
+        }
         if matches!(self.saving, Saving::Wanted) && !replica.has_writes() && !self.has_writes() {
             self.write_trees(core);
         }
@@ -556,6 +508,17 @@ impl Repair {
             Purpose::Compare => self
                 .schedule
                 .ended(core, pair, ok.then_some(session.started)),
+            Purpose::Floor(why) => {
+                if let Some(&bucket) = session.buckets.first() {
+                    let wanted = Wanted {
+                        why,
+                        tree: (bucket, session.partition),
+                        peer: session.peer,
+                    };
+                    let found = ok.then_some(session.doom);
+                    core.floors.over.push_back(Over { wanted, found });
+                }
+            }
             Purpose::Cover => {
                 if let Some(coverage) = &mut self.coverage
                     && session.ring == self.ring
@@ -631,6 +594,17 @@ impl Repair {
             };
             if let Some((pair, buckets)) = cover {
                 self.begin(core, replica, (Purpose::Cover, pair), buckets);
+                continue;
+            }
+            let floors = self
+                .sessions
+                .values()
+                .filter(|session| matches!(session.purpose, Purpose::Floor(_)));
+            if floors.count() < FLOORS_MAX
+                && let Some(Wanted { why, tree, peer }) = core.floors.wanted.pop_front()
+            {
+                let pair = (tree.1, peer);
+                self.begin(core, replica, (Purpose::Floor(why), pair), vec![tree.0]);
                 continue;
             }
             if running(Purpose::Compare).count() >= COMPARES_MAX {

@@ -21,7 +21,7 @@ use crate::record::{Kind, Record};
 use crate::shard_io::Event;
 use crate::store::{CommitId, Found, Query, ReadId, StoreError, Sync, Write};
 use crate::time::{Mono, SECOND};
-use crate::trees;
+use crate::trees::{self, TreeId};
 use crate::version::{Digest, Version};
 use crate::wire::Blob;
 
@@ -59,6 +59,8 @@ struct From {
 struct Read {
     from: From,
     why: Why,
+    /// What it is about.
+    tree: TreeId,
 }
 
 #[derive(Debug)]
@@ -73,6 +75,7 @@ enum Why {
         record: Record,
         purpose: WritePurpose,
         fsync: bool,
+        floor: Hlc,
     },
     /// See whether a watched key has changed already.
     Watch {
@@ -150,12 +153,14 @@ impl Replica {
                 record,
                 purpose,
                 fsync,
+                floor,
             } => {
                 let why = Why::BeforeWrite {
                     key,
                     record,
                     purpose,
                     fsync,
+                    floor,
                 };
                 self.write(core, from, why);
             }
@@ -172,12 +177,14 @@ impl Replica {
                     accept(core, &from, name, kind);
                     return;
                 }
+                let tree = core.tree_of(&key);
                 let id = core.read(Query::Record(key));
                 self.reads.insert(
                     id,
                     Read {
                         from,
                         why: Why::Read { digest_only },
+                        tree,
                     },
                 );
             }
@@ -207,6 +214,7 @@ impl Replica {
                     Read {
                         from,
                         why: Why::List,
+                        tree: (bucket, partition),
                     },
                 );
             }
@@ -222,10 +230,12 @@ impl Replica {
             record,
             purpose,
             fsync,
+            floor,
         } = why
         else {
             return;
         };
+        let tree = core.tree_of(&key);
         let version = record.version();
         let slot = &mut self.newest[(key.token.0 as usize) & (SLOTS - 1)];
         if version.hlc > *slot && record.kind() != Kind::Siblings {
@@ -242,7 +252,9 @@ impl Replica {
                         record,
                         purpose,
                         fsync,
+                        floor,
                     },
+                    tree,
                 },
             );
         }
@@ -269,6 +281,8 @@ impl Replica {
                 ReplyKind::Written { stored },
             );
         }
+        let tree = core.tree_of(&key);
+        core.floors.touch(tree, &key, &record);
         let id = core.commit(
             Write::Merge {
                 key: key.clone(),
@@ -295,7 +309,7 @@ impl Replica {
         id: ReadId,
         result: Result<Found, StoreError>,
     ) {
-        let Some(Read { from, why }) = self.reads.remove(&id) else {
+        let Some(Read { from, why, tree }) = self.reads.remove(&id) else {
             return;
         };
         let name = why.name();
@@ -310,6 +324,7 @@ impl Replica {
         match (result, why) {
             (Err(error), _) => refuse(core, &from, name, refusal_of(error)),
             (Ok(Found::Record(found)), Why::Read { digest_only }) => {
+                let found = core.alive(tree, found);
                 let kind = if digest_only {
                     ReplyKind::Digest {
                         digest: found.as_ref().map(Record::digest),
@@ -317,7 +332,7 @@ impl Replica {
                 } else {
                     ReplyKind::Full { record: found }
                 };
-                accept(core, &from, name, kind);
+                accept_at(core, (&from, tree), name, kind);
             }
             (
                 Ok(Found::Record(found)),
@@ -326,6 +341,7 @@ impl Replica {
                     record,
                     purpose,
                     fsync,
+                    floor,
                 },
             ) => {
                 let before = found.as_ref().map(Record::digest);
@@ -341,7 +357,7 @@ impl Replica {
                             stored: digest.version,
                         },
                     );
-                } else if let Err(refusal) = admit_write(core, purpose, &record) {
+                } else if let Err(refusal) = admit_write(core, tree, &record, (purpose, floor)) {
                     refuse(core, &from, name, refusal);
                 } else {
                     let stored = covered.map_or(record.version(), |digest| digest.version);
@@ -349,6 +365,7 @@ impl Replica {
                 }
             }
             (Ok(Found::Record(found)), Why::Watch { key, known }) => {
+                let found = core.alive(tree, found);
                 if found.as_ref().map(Record::digest) != known {
                     self.fire(core, &key, found.as_ref().map(Record::digest));
                 }
@@ -356,15 +373,16 @@ impl Replica {
             (Ok(Found::Records { entries, reached }), Why::List) => {
                 let entries = entries
                     .into_iter()
+                    .filter(|(_, record)| !core.floors.is_dead(tree, record.dead_at()))
                     .map(|(key, record)| list_entry(key, &record))
                     .collect();
                 let reached = reached.map(|(token, key)| Cursor {
                     token,
                     key: Blob(key),
                 });
-                accept(
+                accept_at(
                     core,
-                    &from,
+                    (&from, tree),
                     name,
                     ReplyKind::Listed(Listed { entries, reached }),
                 );
@@ -445,12 +463,14 @@ impl Replica {
             known,
         });
         self.watch_count += 1;
+        let tree = core.tree_of(&key);
         let id = core.read(Query::Record(key.clone()));
         self.reads.insert(
             id,
             Read {
                 from,
                 why: Why::Watch { key, known },
+                tree,
             },
         );
     }
@@ -560,8 +580,11 @@ fn admit(core: &mut Core, from: &From, kind: &RequestKind) -> Result<(), Refusal
     }
     match kind {
         RequestKind::Write {
-            purpose, record, ..
-        } => admit_write(core, *purpose, record),
+            purpose,
+            record,
+            floor,
+            ..
+        } => admit_write(core, (bucket, partition), record, (*purpose, *floor)),
         _ => Ok(()),
     }
 }
@@ -569,8 +592,9 @@ fn admit(core: &mut Core, from: &From, kind: &RequestKind) -> Result<(), Refusal
 /// Whether a write may be taken now.
 pub(crate) fn admit_write(
     core: &Core,
-    purpose: WritePurpose,
+    tree: TreeId,
     record: &Record,
+    (purpose, floor): (WritePurpose, Hlc),
 ) -> Result<(), Refusal> {
     if core.is_frozen() {
         return Err(Refusal::Frozen);
@@ -584,7 +608,7 @@ pub(crate) fn admit_write(
             return Err(Refusal::ClockDrift);
         }
     }
-    Ok(())
+    core.admit_version(tree, record.version(), (purpose, floor))
 }
 
 fn stale(core: &Core) -> Refusal {
@@ -613,7 +637,21 @@ pub(crate) fn outcome_of(refusal: Refusal) -> &'static str {
         Refusal::ClockDrift => "clock",
         Refusal::Frozen => "frozen",
         Refusal::Storage => "storage",
+        Refusal::Closed => "closed",
+        Refusal::Inheriting => "inheriting",
     }
+}
+
+/// Answers with what was read, as it is at the present floor.
+fn accept_at(core: &mut Core, (from, tree): (&From, TreeId), op: &'static str, kind: ReplyKind) {
+    core.event(Event::Replica {
+        op,
+        outcome: "ok",
+        from: from.node,
+        trace: from.trace.clone(),
+    });
+    let floor = core.floors.floor(tree);
+    core.answer_at(from.node, (from.op, from.ring, floor), kind);
 }
 
 fn accept(core: &mut Core, from: &From, op: &'static str, kind: ReplyKind) {

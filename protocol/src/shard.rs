@@ -12,6 +12,7 @@ use torc_ring::{BucketId, PartitionId, RingVersion};
 
 use crate::client::{ClientError, ClientReply, ClientRequest, RequestId};
 use crate::core::{Core, HOUSEKEEPING, Step, Timer};
+use crate::floor::Keeper;
 use crate::get::For;
 use crate::hints::Hints;
 use crate::message::OpId;
@@ -38,6 +39,7 @@ pub struct Shard {
     replica: Replica,
     hints: Hints,
     repair: Repair,
+    floor: Keeper,
     /// Answered writes that wait for slow owners, oldest first; may name some that are over already.
     lingering: VecDeque<OpId>,
     /// Requests that wait for the clock's bound or for the end of a freeze.
@@ -59,12 +61,14 @@ impl Shard {
         let replica = Replica::new(&core);
         let hints = Hints::new(&core, totals);
         let repair = Repair::new(&core);
+        let floor = Keeper::new(&core);
         Self {
             core,
             ops: BTreeMap::new(),
             replica,
             hints,
             repair,
+            floor,
             lingering: VecDeque::new(),
             parked: VecDeque::new(),
             open: 0,
@@ -84,6 +88,16 @@ impl Shard {
         }
     }
 
+    /// Takes over what an earlier life has stored under [`crate::store::StateKey::Floor`]. To be called before
+    /// anything happens.
+    pub fn restore_floor(&mut self, bucket: BucketId, partition: PartitionId, bytes: &[u8]) {
+        if usize::from(partition.0) % usize::from(self.core.settings.count)
+            == usize::from(self.core.settings.index)
+        {
+            Keeper::restore(&mut self.core, bucket, partition, bytes);
+        }
+    }
+
     /// Takes what happened.
     pub fn handle(&mut self, now: Now, input: Input) {
         self.core.set_now(now);
@@ -95,6 +109,9 @@ impl Shard {
                     return self.finish();
                 }
                 let (core, replica) = (&mut self.core, &mut self.replica);
+                let Some(result) = self.floor.on_read(core, id, result) else {
+                    return self.finish();
+                };
                 if let Some(result) = self.repair.on_read(core, replica, (id, result)) {
                     self.replica.on_read(&mut self.core, id, result);
                 }
@@ -136,6 +153,9 @@ impl Shard {
             self.on_peer(self.core.node(), message);
         }
         self.announce();
+        while let Some(message) = self.core.loopback.pop_front() {
+            self.on_peer(self.core.node(), message);
+        }
     }
 
     /// What is wanted next; to be asked until it is `None`.
@@ -152,7 +172,10 @@ impl Shard {
     /// Whether nobody waits for this shard: no client for an answer, no hint for the disk.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        self.open_requests() == 0 && !self.hints.has_writes() && !self.repair.is_saving()
+        self.open_requests() == 0
+            && !self.hints.has_writes()
+            && !self.floor.has_writes()
+            && !self.repair.is_saving()
     }
 
     /// Clients that have no answer yet; for bounds and metrics.
@@ -223,7 +246,10 @@ impl Shard {
             return;
         }
         let (core, replica) = (&mut self.core, &mut self.replica);
-        if !self.hints.on_committed(core, id, result)
+        if !self
+            .floor
+            .on_committed(core, &self.hints, (id, result.is_ok()))
+            && !self.hints.on_committed(core, id, result)
             && !self.repair.on_committed(core, replica, (id, result))
         {
             self.replica.on_committed(&mut self.core, id, result);
@@ -254,9 +280,10 @@ impl Shard {
         }
         let before = self.core.ring_version();
         let ring = view.config.ring_version;
-        self.core.view = Some(view);
+        let earlier = self.core.view.replace(view);
         self.drain = Some(ring);
         self.repair.on_config(&mut self.core, &mut self.replica);
+        self.floor.on_config(&mut self.core, earlier.as_ref());
         if ring <= before && before != RingVersion(0) {
             return;
         }
@@ -392,6 +419,7 @@ impl Shard {
         self.replica.expire_watches(&self.core);
         self.hints.housekeeping(&mut self.core);
         self.repair.housekeeping(&mut self.core, &mut self.replica);
+        self.floor.housekeeping(&mut self.core);
         while self
             .lingering
             .front()
@@ -443,6 +471,7 @@ impl Shard {
         if let Some(ring) = self.drain
             && (!self.replica.has_commits_below(ring) || self.core.has(Mutant::DrainSkipped))
             && !self.repair.has_commits_below(ring)
+            && !self.floor.has_falling()
         {
             self.drain = None;
             self.core.drained = ring;
@@ -452,10 +481,12 @@ impl Shard {
             && !self.replica.has_writes()
             && !self.hints.has_writes()
             && !self.repair.has_writes()
+            && !self.floor.has_writes()
         {
             self.freezing = None;
             self.core.out.push_back(Output::Frozen(ring));
         }
+        self.floor.settle(&mut self.core);
         self.repair.settle(&mut self.core, &mut self.replica);
     }
 }

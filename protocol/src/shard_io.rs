@@ -171,7 +171,8 @@ pub enum Event {
         target: NodeId,
         /// How many.
         count: u64,
-        /// `bytes`, `age`, `full`, `left` (no owner is left to take it), `corrupt` (what it was is lost).
+        /// `bytes`, `age`, `full`, `left` (no owner is left to take it), `corrupt` (what it was is lost),
+        /// `closed` (older than what its target takes from clients).
         reason: &'static str,
         /// Partition; of a corrupt hint one of those that it may have been about.
         partition: PartitionId,
@@ -216,6 +217,50 @@ pub enum Event {
         total: u64,
         /// Bytes received for it so far.
         bytes: u64,
+    },
+    /// The floor of a partition of a bucket was raised, durably.
+    FloorRaised {
+        /// Partition.
+        partition: PartitionId,
+        /// The floor, in microseconds since 1970.
+        floor_micros: u64,
+    },
+    /// A raise was given up; another one is tried later.
+    FloorGivenUp {
+        /// Partition.
+        partition: PartitionId,
+        /// `limit`, `confirm`, `close`, `compare`, `raise`.
+        step: &'static str,
+        /// `dead`, `timeout`, `uneven`, or what a member said.
+        reason: &'static str,
+    },
+    /// So many records that were dead by their floor have been dropped from disk.
+    Collected {
+        /// How many.
+        count: u64,
+    },
+    /// A copy that had missed a raise is equal to the others' again.
+    Rebuilt {
+        /// Partition.
+        partition: PartitionId,
+        /// Records that the others do not hold any more, and that were dropped.
+        dropped: u64,
+    },
+    /// A rebuild ended early; it is tried again.
+    RebuildFailed {
+        /// Partition.
+        partition: PartitionId,
+        /// `storage`, `session`, `busy`.
+        reason: &'static str,
+    },
+    /// What waits to be collected in this shard.
+    Floors {
+        /// Tombstones and values with an expiry, as far as they were counted.
+        waiting: u64,
+        /// Partitions of buckets that have some which are old enough.
+        due: u64,
+        /// Microseconds for which the oldest of those has been old enough.
+        lag_us: u64,
     },
     /// A session with another owner ended early; it is tried again.
     SyncFailed {

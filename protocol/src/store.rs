@@ -7,6 +7,7 @@ use bytes::Bytes;
 use torc_ring::{BucketId, ConfigVersion, NodeId, PartitionId, Token};
 
 use crate::changes::Lane;
+use crate::hlc::Hlc;
 use crate::message::RecordKey;
 use crate::record::Record;
 use crate::version::Digest;
@@ -50,6 +51,11 @@ pub enum Write {
     },
     /// Drop every record in the range.
     Drop(Leftover),
+    /// Drop the record of this key.
+    Remove {
+        /// The key.
+        key: RecordKey,
+    },
     /// Keep a hint.
     HintPut {
         /// Where.
@@ -159,6 +165,8 @@ pub enum StateKey {
     /// The hash tree of a bucket's partition, as it was when the node stopped. Consumed at the start, so that
     /// a life that ends without stopping leaves none.
     Tree(BucketId, PartitionId),
+    /// Floor, close and promise of a bucket's partition, see [`crate::floor::Mark`].
+    Floor(BucketId, PartitionId),
 }
 
 /// A question to the disk.
@@ -244,7 +252,7 @@ pub enum Found {
     /// To [`Query::Digests`].
     Digests {
         /// In order.
-        entries: Vec<(Token, Bytes, Digest)>,
+        entries: Vec<DigestEntry>,
         /// Where the disk stopped; `None` at the end of the range.
         reached: Option<(Token, Bytes)>,
         /// Bytes of keys and records that were looked at.
@@ -252,6 +260,19 @@ pub enum Found {
     },
     /// To [`Query::Hints`]; `None` in place of a hint that is corrupt.
     Hints(Vec<(HintKey, Option<Hint>)>),
+}
+
+/// A key in a page of digests.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DigestEntry {
+    /// Token.
+    pub token: Token,
+    /// Key.
+    pub key: Bytes,
+    /// Version and hash of its state.
+    pub digest: Digest,
+    /// The least floor at which the state is dead ([`Record::dead_at`]); `None` for never.
+    pub dead_at: Option<Hlc>,
 }
 
 /// Why the disk could not do what it was asked. It has said the details in the log.

@@ -8,6 +8,7 @@
 
 use torc_ring::{BucketId, PartitionId, RingVersion, Token};
 
+use crate::hlc::Hlc;
 use crate::message::{Cursor, OpId};
 use crate::record::Record;
 use crate::version::Digest;
@@ -37,6 +38,8 @@ pub struct SyncMessage {
     /// The partition: decides which shard takes the message, on both sides.
     #[bincode(with_serde)]
     pub partition: PartitionId,
+    /// The sender's floor at which what it says was read, where it speaks of one bucket; 0 otherwise.
+    pub floor: Hlc,
     /// What is said.
     pub body: SyncBody,
 }
@@ -124,6 +127,21 @@ pub enum SyncAsk {
     },
 }
 
+impl SyncAsk {
+    /// The bucket that it is about, if it is about one.
+    #[must_use]
+    pub fn bucket(&self) -> Option<BucketId> {
+        match self {
+            Self::Sums { bucket, .. }
+            | Self::Digests { bucket, .. }
+            | Self::Pull { bucket, .. }
+            | Self::Push { bucket, .. }
+            | Self::Page { bucket, .. } => Some(*bucket),
+            Self::Roots { .. } | Self::Verified { .. } | Self::Doubt { .. } => None,
+        }
+    }
+}
+
 /// An answer to a [`SyncAsk`].
 #[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::BorrowDecode)]
 #[bincode(decode_context = "crate::wire::Frame")]
@@ -169,6 +187,10 @@ pub struct Root {
     pub depth: u8,
     /// Number of keys.
     pub keys: u64,
+    /// Floor of the copy.
+    pub floor: Hlc,
+    /// The copy is whole: its owner neither covers others in a ring change nor rebuilds it.
+    pub whole: bool,
 }
 
 /// A key and its state.

@@ -17,6 +17,7 @@ use crate::core::Core;
 use crate::mutant::Mutant;
 use crate::shard_io::{Event, Output};
 use crate::time::{Mono, SECOND};
+use crate::trees::TreeId;
 
 /// After a failed session its source waits so long, in microseconds.
 const BACKOFF: u64 = SECOND / 2;
@@ -27,6 +28,8 @@ const REPORT_EVERY: u64 = SECOND;
 pub(crate) struct Coverage {
     ring: RingVersion,
     items: BTreeMap<(PartitionId, BucketId), Item>,
+    /// The same, by their trees.
+    open: BTreeSet<TreeId>,
     total: u64,
     backoff: BTreeMap<PairId, Mono>,
     /// Received so far.
@@ -70,6 +73,7 @@ impl Coverage {
         let mut coverage = Self {
             ring: view.config.ring_version,
             total: items.len() as u64,
+            open: items.keys().map(|&(p, bucket)| (bucket, p)).collect(),
             items,
             backoff: BTreeMap::new(),
             bytes: 0,
@@ -78,6 +82,11 @@ impl Coverage {
         };
         coverage.announce(core);
         Some(coverage)
+    }
+
+    /// Copies that are not complete.
+    pub(crate) fn open(&self) -> &BTreeSet<TreeId> {
+        &self.open
     }
 
     /// The next session: a partition that none is held about, one of its sources, and the buckets that need
@@ -131,6 +140,7 @@ impl Coverage {
             item.missing = item.missing.saturating_sub(before - item.sources.len());
             if item.missing == 0 {
                 self.items.remove(&at);
+                self.open.remove(&(bucket, partition));
             }
         }
         self.announce(core);

@@ -13,6 +13,7 @@ use torc_ring::{BucketId, PartitionId, Token};
 
 use crate::budget::Budget;
 use crate::core::Core;
+use crate::hlc::Hlc;
 use crate::merkle::{DEPTH_MAX, Span, Tree};
 use crate::message::RecordKey;
 use crate::mutant::Mutant;
@@ -111,11 +112,15 @@ impl Trees {
                 sum: 0,
                 depth: 0,
                 keys: 0,
+                floor: Hlc(0),
+                whole: true,
             },
             Slot::Full(tree) => Root {
                 sum: tree.sum(0, 0)?,
                 depth: tree.depth(),
                 keys: tree.keys(),
+                floor: Hlc(0),
+                whole: true,
             },
         })
     }
@@ -334,12 +339,16 @@ impl Refresher {
         };
         job.bytes += *bytes;
         let last = job.last.unwrap_or(job.leaf);
-        for (token, name, digest) in entries {
-            let leaf = span.leaf(*token, tree.depth());
+        let floor = core.floors.floor(id);
+        for entry in entries {
+            if entry.dead_at.is_some_and(|at| at <= floor) {
+                continue;
+            }
+            let leaf = span.leaf(entry.token, tree.depth());
             while job.leaf < leaf.min(last) {
                 job.finish_leaf(tree);
             }
-            job.sum = job.sum.wrapping_add(key.hash(name, digest));
+            job.sum = job.sum.wrapping_add(key.hash(&entry.key, &entry.digest));
             job.keys = job.keys.saturating_add(1);
         }
         job.after.clone_from(reached);

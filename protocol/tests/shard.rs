@@ -1020,6 +1020,7 @@ fn a_refusal_that_comes_twice_does_not_end_a_list() {
     let refusal = Reply {
         op: request.op,
         ring: request.ring,
+        floor: Hlc(0),
         kind: ReplyKind::Refused(Refusal::Storage),
     };
     for _ in 0..2 {

@@ -12,6 +12,7 @@ use proptest::prelude::*;
 use torc_protocol::agree::Ballot;
 use torc_protocol::cluster_admin::Progress;
 use torc_protocol::cluster_message::{ClusterMessage, JoinRefusal, Standing};
+use torc_protocol::floor_message::{FloorAnswer, FloorAsk, FloorBody, FloorMessage, FloorRefusal};
 use torc_protocol::hlc::Hlc;
 use torc_protocol::message::{
     Cursor, ListEntry, Listed, OpId, PeerBody, PeerMessage, RecordKey, Refusal, Reply, ReplyKind,
@@ -146,6 +147,7 @@ fn reply(kind: ReplyKind) -> PeerBody {
     PeerBody::Reply(Reply {
         op: OpId(0x50),
         ring: RingVersion(2),
+        floor: Hlc(0x60),
         kind,
     })
 }
@@ -156,6 +158,7 @@ fn requests() -> Vec<(&'static str, PeerBody)> {
         record,
         purpose,
         fsync: true,
+        floor: Hlc(0x60),
     };
     let after = Some(cursor());
     let (bucket, partition) = (BucketId(1), PartitionId(6));
@@ -248,6 +251,8 @@ fn replies() -> Vec<(&'static str, PeerBody)> {
         ("refused clock drift", refused(Refusal::ClockDrift)),
         ("refused frozen", refused(Refusal::Frozen)),
         ("refused storage", refused(Refusal::Storage)),
+        ("refused closed", refused(Refusal::Closed)),
+        ("refused inheriting", refused(Refusal::Inheriting)),
     ]
 }
 
@@ -438,8 +443,47 @@ fn sync(body: SyncBody) -> PeerBody {
         number: 3,
         ring: RingVersion(2),
         partition: PartitionId(6),
+        floor: Hlc(0x60),
         body,
     })
+}
+
+fn floors() -> Vec<(&'static str, PeerBody)> {
+    let floor = |body| {
+        PeerBody::Floor(FloorMessage {
+            op: OpId(0x80),
+            ring: RingVersion(2),
+            bucket: BucketId(1),
+            partition: PartitionId(6),
+            floor: Hlc(0x60),
+            body,
+        })
+    };
+    let ask = |ask| floor(FloorBody::Ask(ask));
+    let answer = |answer| floor(FloorBody::Answer(answer));
+    let refused = |refusal| answer(FloorAnswer::Refused(refusal));
+    let (to, upto) = (Hlc(0x61), Hlc(0x62));
+    vec![
+        ("floor limit", ask(FloorAsk::Limit)),
+        ("floor confirm", ask(FloorAsk::Confirm { to })),
+        ("floor close", ask(FloorAsk::Close { to })),
+        ("floor compare", ask(FloorAsk::Compare { to })),
+        ("floor raise", ask(FloorAsk::Raise { to })),
+        ("floor inherit", ask(FloorAsk::Inherit)),
+        ("floor limited", answer(FloorAnswer::Limit { upto })),
+        ("floor done", answer(FloorAnswer::Done)),
+        ("floor closed", answer(FloorAnswer::Closed { upto })),
+        (
+            "floor refused ring version",
+            refused(FloorRefusal::RingVersion),
+        ),
+        ("floor refused not owner", refused(FloorRefusal::NotOwner)),
+        ("floor refused not ready", refused(FloorRefusal::NotReady)),
+        ("floor refused uneven", refused(FloorRefusal::Uneven)),
+        ("floor refused too young", refused(FloorRefusal::TooYoung)),
+        ("floor refused hints", refused(FloorRefusal::Hints)),
+        ("floor refused failed", refused(FloorRefusal::Failed)),
+    ]
 }
 
 fn syncs() -> Vec<(&'static str, PeerBody)> {
@@ -460,6 +504,8 @@ fn syncs() -> Vec<(&'static str, PeerBody)> {
         sum: 5,
         depth: 2,
         keys: 9,
+        floor: Hlc(0x60),
+        whole: true,
     };
     vec![
         (
@@ -556,7 +602,8 @@ fn samples() -> Vec<(&'static str, PeerMessage)> {
         .into_iter()
         .chain(replies())
         .chain(cluster)
-        .chain(syncs());
+        .chain(syncs())
+        .chain(floors());
     bodies
         .map(|(name, body)| {
             (
@@ -670,7 +717,8 @@ fn a_damaged_record_or_key_is_refused() {
         .position(|window| window == b"key")
         .expect("the key");
     let mut damaged = frame.to_vec();
-    let last = damaged.len() - 6;
+    // Behind the record stand its purpose, whether to fsync, and a floor.
+    let last = damaged.len() - 14;
     damaged[last] ^= 1;
     assert!(
         wire::decode(&damaged.into()).is_err(),
@@ -729,6 +777,7 @@ fn any_body() -> impl Strategy<Value = PeerBody> {
             record,
             purpose: WritePurpose::Client,
             fsync,
+            floor: Hlc(0),
         })
     });
     let full = prop::option::of(any_record()).prop_map(|record| reply(ReplyKind::Full { record }));

@@ -7,7 +7,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use torc_protocol::client::{
     ClientError, ClientOp, ClientReply, ClientRequest, ListedKey, RequestId, Value,
 };
-use torc_protocol::message::{OpId, RecordKey};
+use torc_protocol::message::OpId;
 use torc_protocol::record::{Kind, Record};
 use torc_protocol::time::{MS, Mono, SECOND};
 use torc_protocol::version::{Digest, Version};
@@ -17,7 +17,7 @@ use crate::check::order::{self, Floor, Part};
 use crate::check::{Invariant, Violation, causal};
 use crate::place::{Placed, Set};
 use crate::plan::Plan;
-use crate::world::{BUCKET, Ev, Fate, Node, Place, World, key_bytes, number_of_bytes};
+use crate::world::{BUCKET, Ev, Place, World, key_bytes, number_of_bytes};
 
 /// How much later than its deadline an answer may come: housekeeping's interval and what lies around it.
 const GRACE: u64 = 400 * MS;
@@ -501,45 +501,12 @@ impl World {
         slot.placed.clone()
     }
 
-    fn raise(&mut self, key: u64, on: &[Part], version: Version) {
+    pub(crate) fn raise(&mut self, key: u64, on: &[Part], version: Version) {
         self.clients
             .floors
             .entry(key)
             .or_default()
             .raise(on, version);
-    }
-
-    /// Owners of a set, and stand-ins if they count, that have that state or a later one. Owners whose data
-    /// is lost may have had it.
-    fn copies(&self, key: &RecordKey, digest: Digest, set: &Set<'_>, sloppy: bool) -> usize {
-        let has = |at: usize| {
-            let disk = &self.nodes[at].disk;
-            let store = if self.plan.fsync {
-                disk.durable()
-            } else {
-                &disk.visible
-            };
-            let stored = store.records.get(key).is_some_and(|r| r.digest() >= digest);
-            stored || self.nodes[at].fate != Fate::Stays
-        };
-        let owners = set
-            .nodes
-            .iter()
-            .filter(|id| self.index_of(**id).is_none_or(has))
-            .count();
-        if !sloppy {
-            return owners;
-        }
-        let stands_in = |node: &&Node| {
-            !set.nodes.contains(&node.member.id)
-                && node
-                    .disk
-                    .visible
-                    .hints
-                    .values()
-                    .any(|hint| hint.key == *key && hint.record.digest() >= digest)
-        };
-        owners + self.nodes.iter().filter(stands_in).count()
     }
 
     fn on_found(&mut self, at: Place, op: &Op, (key, r): (u64, Quorum), record: Option<&Record>) {
@@ -553,10 +520,16 @@ impl World {
         let record_key = self.record_key(key);
         let sets = placed.sets(&record_key);
         let floor = op.floors.get(&key).cloned().unwrap_or_default();
-        let result = order::read(&floor, &parts(&sets, r), digest.map(|d| d.version));
+        let partition = record_key.token.partition(self.plan.bits).0;
+        let asked = self.whole(parts(&sets, r), &sets);
+        let found = digest.map(|d| d.version);
+        let result = order::read(&floor, &asked, found).or_else(|wrong| {
+            let place = (key, partition);
+            self.deleted.judge(place, (&floor, &asked), found, wrong)
+        });
         // What clients never saw wrongly, but is not there in the end, is lost.
         self.check(result.map_err(|violation| Violation {
-            invariant: if op.client.is_none() {
+            invariant: if op.client.is_none() && violation.invariant == Invariant::Order {
                 Invariant::Readable
             } else {
                 violation.invariant
@@ -632,7 +605,8 @@ impl World {
             if record_key.token.partition(self.plan.bits).0 != partition {
                 continue;
             }
-            let asked = parts(&placed.sets(&record_key), self.plan.r);
+            let sets = placed.sets(&record_key);
+            let asked = self.whole(parts(&sets, self.plan.r), &sets);
             let must = floor.seen_by(&asked);
             let missing =
                 complete && from_start && must.is_some() && !self.clients.mortal.contains(&key);

@@ -4,14 +4,16 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use torc_protocol::cluster_io::CLUSTER_BOUND;
+use torc_protocol::floor::Mark;
 use torc_protocol::hlc::Hlc;
 use torc_protocol::message::RecordKey;
 use torc_protocol::mutant::Mutant;
-use torc_protocol::record::Record;
+use torc_protocol::record::{Kind, Record};
 use torc_protocol::store::{
-    Batch, CommitId, Found, Hint, HintKey, HintTotal, Query, StateKey, StoreError, Sync, Write,
+    Batch, CommitId, DigestEntry, Found, Hint, HintKey, HintTotal, Query, StateKey, StoreError,
+    Sync, Write,
 };
-use torc_ring::{BucketId, NodeId, Token};
+use torc_ring::{BucketId, NodeId, PartitionId, Token};
 
 use crate::rng::Rng;
 
@@ -26,6 +28,8 @@ pub(crate) struct Store {
     pub(crate) records: BTreeMap<RecordKey, Record>,
     pub(crate) hints: BTreeMap<HintKey, Hint>,
     pub(crate) states: BTreeMap<StateKey, Bytes>,
+    /// Values that were deleted: an old file may still hold them.
+    graves: BTreeMap<RecordKey, Record>,
 }
 
 /// One shard's commit on its way.
@@ -116,6 +120,7 @@ impl Disk {
                         }
                     }
                     Write::StatePut { .. } => done.states.push(write.clone()),
+                    Write::Merge { key, record } => self.visible.bury(key, record),
                     _ => {}
                 }
                 if !self.fsync {
@@ -160,6 +165,39 @@ impl Disk {
     pub(crate) fn plant(&mut self, write: Write) {
         self.durable.apply(write.clone(), self.mutant);
         self.visible.apply(write, self.mutant);
+    }
+
+    /// A file is lost, an older one comes to light in its place: deleted values whose tombstones were
+    /// collected are there again. The store has noticed, and the floors fall to 0 with the data. Answers how
+    /// many came back.
+    pub(crate) fn lose_file(&mut self) -> usize {
+        let mut back = 0;
+        let keeps = self.mutant == Some(Mutant::LostFileKeepsFloor);
+        for store in [&mut self.visible, &mut self.durable] {
+            for (key, record) in store.graves.clone() {
+                if !store.records.contains_key(&key) {
+                    store.records.insert(key, record);
+                    back += 1;
+                }
+            }
+            for (key, value) in &mut store.states {
+                if let (StateKey::Floor(..), Some(mark), false) = (key, Mark::decode(value), keeps)
+                {
+                    let floor = Hlc(0);
+                    *value = Mark { floor, ..mark }.encode();
+                }
+            }
+        }
+        back
+    }
+
+    /// Whether [`Self::lose_file`] would bring anything back.
+    pub(crate) fn has_relics(&self) -> bool {
+        let store = self.durable();
+        store
+            .graves
+            .keys()
+            .any(|key| !store.records.contains_key(key))
     }
 
     /// What the disk holds now, as an image of it would.
@@ -218,6 +256,16 @@ fn takes_wrongly(mutant: Option<Mutant>, old: &Record, new: &Record) -> bool {
     mutant == Some(Mutant::MergeByMillisecond) && millis(old) == millis(new)
 }
 
+/// Deliberate bug 24 of the store's merge: what expires later stays.
+fn takes_by_expiry(mutant: Option<Mutant>, old: &Record, new: &Record) -> bool {
+    let expiry = |record: &Record| record.expiry().unwrap_or(0);
+    mutant == Some(Mutant::MergeByExpiry)
+        && old.kind() == Kind::Value
+        && new.kind() == Kind::Value
+        && expiry(new) > 0
+        && expiry(old) > expiry(new)
+}
+
 /// A full disk keeps room for the protocol's own state and for deletions.
 fn needs_room(write: &Write) -> bool {
     matches!(write, Write::Merge { .. } | Write::HintPut { .. })
@@ -230,6 +278,7 @@ impl Store {
                 let merged = match self.records.remove(&key) {
                     Some(old) if keeps_wrongly(mutant, &old, &record) => old,
                     Some(old) if takes_wrongly(mutant, &old, &record) => record,
+                    Some(old) if takes_by_expiry(mutant, &old, &record) => old,
                     Some(old) => old.clone().merge(record).unwrap_or(old),
                     None => record,
                 };
@@ -238,6 +287,9 @@ impl Store {
             Write::Drop(range) => self.records.retain(|key, _| {
                 key.bucket != range.bucket || !(range.first..=range.last).contains(&key.token)
             }),
+            Write::Remove { key } => {
+                self.records.remove(&key);
+            }
             Write::HintPut { at, hint } => {
                 self.hints.insert(at, hint);
             }
@@ -330,7 +382,12 @@ impl Store {
                     bytes: bytes.sum::<usize>() as u64,
                     entries: found
                         .into_iter()
-                        .map(|(key, record)| (key.token, key.key, record.digest()))
+                        .map(|(key, record)| DigestEntry {
+                            token: key.token,
+                            key: key.key,
+                            digest: record.digest(),
+                            dead_at: record.dead_at(),
+                        })
                         .collect(),
                     reached,
                 }
@@ -376,6 +433,32 @@ impl Store {
                 Found::Hints(found.map(|(at, hint)| (*at, Some(hint.clone()))).collect())
             }
         }
+    }
+
+    /// A tombstone takes the place of a value.
+    fn bury(&mut self, key: &RecordKey, record: &Record) {
+        if let Some(old) = self.records.get(key)
+            && old.kind() == Kind::Value
+            && record.kind() == Kind::Tombstone
+            && record.version() > old.version()
+        {
+            self.graves.insert(key.clone(), old.clone());
+        }
+    }
+
+    /// What is stored of floors.
+    pub(crate) fn floors(&self) -> impl Iterator<Item = (BucketId, PartitionId, &Bytes)> {
+        self.states.iter().filter_map(|(key, value)| match key {
+            StateKey::Floor(bucket, partition) => Some((*bucket, *partition, value)),
+            _ => None,
+        })
+    }
+
+    /// The floor of a bucket's partition.
+    pub(crate) fn floor(&self, bucket: BucketId, partition: PartitionId) -> Hlc {
+        let value = self.states.get(&StateKey::Floor(bucket, partition));
+        let mark = value.and_then(|value| Mark::decode(value));
+        mark.unwrap_or_default().floor
     }
 
     pub(crate) fn totals(&self) -> Vec<HintTotal> {

@@ -23,6 +23,7 @@ impl World {
             faults.rot,
             faults.lags,
             faults.twins,
+            faults.relics,
         ];
         let total: u64 = weights.iter().sum();
         let after = self.rng.tailed(faults.every);
@@ -53,7 +54,8 @@ impl World {
                 8 => self.set_back(node),
                 9 => self.rot(node),
                 10 => self.slow_link(node),
-                _ => self.twin(node),
+                11 => self.twin(node),
+                _ => self.lose_file(node),
             }
         }
         self.schedule(after, Ev::Fault);
@@ -256,6 +258,28 @@ impl World {
             self.mint.twin(twin.version());
             self.nodes[node].disk.replace(&key, &twin);
         }
+    }
+
+    /// A node comes back from a crash with an older file in the place of a newer one. One node of a run, so
+    /// that a majority of the others has everything.
+    fn lose_file(&mut self, node: usize) {
+        let taken = self.nodes.iter().any(|other| other.relics);
+        if taken || !self.may_lose(node) || !self.nodes[node].disk.has_relics() {
+            return;
+        }
+        self.count("fault: file lost");
+        if self.nodes[node].is_up() {
+            self.crash(node);
+        }
+        let this = &mut self.nodes[node];
+        this.image = None;
+        this.relics = true;
+        let back = this.disk.lose_file();
+        self.note(format_args!(
+            "n{node} has lost a file, {back} old values are back"
+        ));
+        let down = self.rng.tailed(200 * MS);
+        self.schedule(down, Ev::Restart { node });
     }
 
     /// Clocks of this run are fast or slow.

@@ -1,12 +1,13 @@
 //! The liveness phase: faults end, and everything that was promised for then is looked at.
 
 use torc_protocol::client::RequestId;
+use torc_protocol::hlc::Hlc;
 use torc_protocol::record::Record;
 use torc_protocol::time::{MS, SECOND};
 use torc_ring::{NodeId, Quorum};
 
 use crate::check::{Invariant, Violation, books, converge};
-use crate::world::{Ev, Fate, World};
+use crate::world::{EPOCH, Ev, Fate, World};
 
 /// Virtual time until hints must have gone, in microseconds.
 const DRAIN_MAX: u64 = 120 * SECOND;
@@ -18,6 +19,8 @@ const AHEAD_WAITED: u64 = 30 * SECOND;
 const SLOWEST: u64 = 10 * SECOND;
 /// Virtual time until owners that compare their copies have to be equal, in microseconds.
 const COMPARE_MAX: u64 = 240 * SECOND;
+/// Virtual time until old tombstones have to be gone, in microseconds.
+const COLLECT_MAX: u64 = 180 * SECOND;
 /// Tries of a read at all owners.
 const TRIES: usize = 3;
 
@@ -74,6 +77,43 @@ impl World {
         if self.goes_on() {
             self.check_converged();
         }
+        self.check_collected();
+    }
+
+    /// Tombstones and expired values that are old enough are gone from the disks of all owners.
+    fn check_collected(&mut self) {
+        if self.plan.floor_interval == 0 || self.lost_members() > 0 {
+            return;
+        }
+        let oldest = EPOCH + self.now - self.plan.floor_margin;
+        let end = self.now + COLLECT_MAX;
+        while self.goes_on()
+            && let Some((node, what)) = self.uncollected(Hlc::from_micros(oldest))
+        {
+            if self.now > end {
+                let what = format!("n{node} still holds {what} long after faults have ended");
+                self.fail(Violation::new(Invariant::Progress, what));
+                return;
+            }
+            self.pass(SECOND);
+        }
+        if self.goes_on() {
+            self.count("rare: everything collected");
+        }
+    }
+
+    /// A dead record on a disk that should be gone.
+    fn uncollected(&self, oldest: Hlc) -> Option<(usize, String)> {
+        let latest = self.agreed.latest()?;
+        self.nodes
+            .iter()
+            .enumerate()
+            .filter(|(_, node)| latest.member(node.member.id).is_some())
+            .find_map(|(at, node)| {
+                let mut records = node.disk.visible.records.values();
+                let record = records.find(|r| r.dead_at().is_some_and(|dead| dead <= oldest))?;
+                Some((at, format!("{:?} {}", record.kind(), record.version())))
+            })
     }
 
     fn heal(&mut self) {
@@ -227,7 +267,9 @@ impl World {
             let must = self.clients.acknowledged(key);
             for (owner, found) in self.owned(key) {
                 let found = found.as_ref().map(Record::version);
-                if found < must {
+                let record_key = self.record_key(key);
+                let gone = must.is_some_and(|must| self.is_collected(owner, &record_key, must));
+                if found < must && !(gone && found.is_none()) {
                     let what = format!(
                         "n{owner} lacks {must:?} of key {key} after all hints were delivered"
                     );
@@ -282,8 +324,12 @@ impl World {
         there
             .filter(|at| self.nodes[*at].fate == Fate::Stays)
             .map(|at| {
-                let stored = self.nodes[at].disk.visible.records.get(&record_key);
-                (at, stored.cloned())
+                let store = &self.nodes[at].disk.visible;
+                let partition = record_key.token.partition(self.plan.bits);
+                let floor = store.floor(record_key.bucket, partition);
+                let stored = store.records.get(&record_key);
+                let alive = |r: &&Record| r.dead_at().is_none_or(|dead_at| dead_at > floor);
+                (at, stored.filter(alive).cloned())
             })
             .collect()
     }

@@ -7,6 +7,7 @@
 
 pub mod check;
 mod client;
+mod copies;
 mod disk;
 mod fault;
 mod finish;

@@ -34,6 +34,15 @@ pub fn broken(mutant: Mutant) -> &'static [Invariant] {
         Mutant::DoubtForgotten => &[I::Genuine],
         Mutant::SupersededUntold => &[I::Order],
         Mutant::LeafForgotten => &[I::Converge],
+        // Lost deletes are lost writes: what shows first depends on who reads.
+        Mutant::FloorBeforeCloses => &[I::Deleted, I::Order, I::Readable, I::Durable],
+        Mutant::FloorSkipsOwner => &[I::Deleted, I::Order, I::Readable],
+        Mutant::FloorSkipsHints => &[I::Progress, I::Readable, I::Order, I::Durable],
+        Mutant::LowerFloorTrusted | Mutant::ReadIgnoresFloor => &[I::Deleted],
+        Mutant::MergeByExpiry => &[I::Converge, I::Order, I::Durable, I::Readable],
+        Mutant::RebuildRaisesFirst => &[I::Deleted, I::Readable],
+        Mutant::SessionCountedEarly => &[I::Deleted, I::Readable, I::Order],
+        Mutant::LostFileKeepsFloor => &[I::Deleted, I::Readable],
         // Nobody moves partitions in the worlds yet.
         Mutant::UnionQuorum
         | Mutant::TargetReadsOnly
@@ -46,6 +55,7 @@ pub fn broken(mutant: Mutant) -> &'static [Invariant] {
         | Mutant::AcceptorsFromTarget
         | Mutant::AbortNeedsTarget
         | Mutant::VersionSkipped
-        | Mutant::LeaverStopsEarly => &[],
+        | Mutant::LeaverStopsEarly
+        | Mutant::CloseNotInherited => &[],
     }
 }

@@ -64,6 +64,11 @@ pub struct Plan {
     pub faults: Faults,
     /// Whether owners compare their copies.
     pub antientropy: bool,
+    /// How often floors are raised at most, on average, in microseconds; 0 for never.
+    pub floor_interval: u64,
+    /// How old tombstones have to be before they are collected, in microseconds: far less than a node takes,
+    /// so that what may never be late is late often.
+    pub floor_margin: u64,
     /// A deliberate bug in all nodes.
     pub mutant: Option<Mutant>,
     /// Tells runs of the same plan apart.
@@ -73,13 +78,15 @@ pub struct Plan {
 }
 
 /// Numbers of a plan that can be set by name; those from `loss` on are rates of faults, 0 for none.
-pub const NAMES: [&str; 31] = [
+pub const NAMES: [&str; 34] = [
     "nodes",
     "ops",
     "run",
     "keys",
     "clients",
     "think",
+    "floor_interval",
+    "floor_margin",
     "reads",
     "writes",
     "deletes",
@@ -105,6 +112,7 @@ pub const NAMES: [&str; 31] = [
     "lags",
     "twins",
     "drift_ppm",
+    "relics",
 ];
 
 /// Nothing in a plan is called so.
@@ -165,6 +173,8 @@ pub struct Faults {
     pub twins: u64,
     /// How fast or slow clocks may be, in millionths.
     pub drift_ppm: u64,
+    /// Weight of lost files in whose place older ones come to light.
+    pub relics: u64,
 }
 
 impl Plan {
@@ -236,6 +246,8 @@ impl Plan {
             lingering_max: rng.pick(&[1, 1_000, 1_000]),
             faults: Faults::draw(rng),
             antientropy: rng.chance(500),
+            floor_interval: 0,
+            floor_margin: 0,
             mutant: None,
             run: 0,
             skip: BTreeSet::new(),
@@ -246,7 +258,26 @@ impl Plan {
         if rng.chance(60) {
             plan.storm();
         }
+        plan.draw_floors();
         plan
+    }
+
+    /// Draws from a sequence of its own, so that the rest of a seed stays as it was.
+    fn draw_floors(&mut self) {
+        let mut rng = Rng::new(self.seed ^ 0x00f1_0042);
+        if !rng.chance(500) {
+            return;
+        }
+        self.antientropy = true;
+        self.floor_interval = rng.pick(&[200 * MS, 500 * MS, SECOND, 3 * SECOND]);
+        self.floor_margin = rng.pick(&[0, 0, 10 * MS, 100 * MS, SECOND]);
+        if self.mix[2] == 0 && rng.chance(800) {
+            self.mix[2] = rng.between(1, 4);
+        }
+        self.ttl |= rng.chance(300);
+        if self.fsync && rng.chance(300) {
+            self.faults.relics = rng.between(1, 3);
+        }
     }
 
     /// Ring versions change under many writes that are on their way for long, and that replicas then
@@ -274,6 +305,8 @@ impl Plan {
             "keys" => &mut self.keys,
             "clients" => &mut self.clients,
             "think" => &mut self.think,
+            "floor_interval" => &mut self.floor_interval,
+            "floor_margin" => &mut self.floor_margin,
             "reads" => &mut self.mix[0],
             "writes" => &mut self.mix[1],
             "deletes" => &mut self.mix[2],
@@ -299,6 +332,7 @@ impl Plan {
             "lags" => &mut faults.lags,
             "twins" => &mut faults.twins,
             "drift_ppm" => &mut faults.drift_ppm,
+            "relics" => &mut faults.relics,
             _ => return Err(NoSuchName),
         };
         *place = value;
@@ -350,6 +384,7 @@ impl Faults {
             lags: some(&[1, 3]),
             twins: u64::from(rare),
             drift_ppm: some(&[50, 500, 20_000]),
+            relics: 0,
             every: rng.pick(&[50 * MS, 300 * MS, SECOND, 4 * SECOND]),
         }
     }

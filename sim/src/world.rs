@@ -13,6 +13,7 @@ use torc_protocol::time::{MS, SECOND};
 use torc_ring::{BucketId, Config, NodeId, Token};
 
 use crate::check::agreed::Agreed;
+use crate::check::deleted::Deleted;
 use crate::check::exchanges::Exchanges;
 use crate::check::mint::Mint;
 use crate::check::rounds::Rounds;
@@ -176,6 +177,7 @@ pub(crate) struct World {
     pub(crate) clients: Clients,
     pub(crate) agreed: Agreed,
     pub(crate) mint: Mint,
+    pub(crate) deleted: Deleted,
     pub(crate) rounds: Rounds,
     pub(crate) exchanges: Exchanges,
     pub(crate) counts: Counts,
@@ -212,6 +214,7 @@ impl World {
             clients: Clients::default(),
             agreed: Agreed::default(),
             mint: Mint::default(),
+            deleted: Deleted::default(),
             rounds: Rounds::default(),
             exchanges: Exchanges::default(),
             counts: Counts::new(),

@@ -375,6 +375,7 @@ fn weight(batch: &Batch) -> usize {
         Write::Merge { key, record } => key.key.len() + record.len(),
         Write::HintPut { hint, .. } => hint.key.key.len() + hint.record.len(),
         Write::StatePut { value, .. } => value.len(),
+        Write::Remove { key } => key.key.len(),
         Write::Drop(_) | Write::HintDelete { .. } | Write::StateDelete { .. } => 0,
     };
     batch.writes.iter().map(|write| 64 + each(write)).sum()

@@ -324,7 +324,8 @@ impl Data {
                 return Ok(found.finish(true));
             };
             let record = slot.read()?;
-            found.look_at(key.clone(), record.len(), record.digest());
+            let facts = (record.digest(), record.dead_at());
+            found.look_at(key.clone(), record.len(), facts);
         }
         Ok(found.finish(false))
     }
@@ -381,6 +382,9 @@ impl Data {
             Write::Drop(range) => self.records.retain(|key, _| {
                 key.bucket != range.bucket || !(range.first..=range.last).contains(&key.token)
             }),
+            Write::Remove { key } => {
+                self.records.remove(key);
+            }
             Write::HintPut { at, hint } => {
                 self.hints.insert(*at, hint.clone());
             }

@@ -3,9 +3,12 @@
 use bytes::Bytes;
 use rocksdb::{DBRawIterator, ErrorKind, ReadOptions};
 use torc_protocol::changes::Lane;
+use torc_protocol::hlc::Hlc;
 use torc_protocol::message::RecordKey;
 use torc_protocol::record::{self, Record, RecordError};
-use torc_protocol::store::{Found, Hint, HintKey, Leftover, Query, StateKey, StoreError};
+use torc_protocol::store::{
+    DigestEntry, Found, Hint, HintKey, Leftover, Query, StateKey, StoreError,
+};
 use torc_protocol::version::Digest;
 use torc_ring::{BucketId, NodeId, PartitionId, Token};
 
@@ -42,7 +45,7 @@ pub(crate) struct Scan<'a> {
 /// What a scan for digests has come to.
 #[derive(Default)]
 pub(crate) struct Digests {
-    entries: Vec<(Token, Bytes, Digest)>,
+    entries: Vec<DigestEntry>,
     bytes: u64,
 }
 
@@ -51,16 +54,27 @@ impl Digests {
         self.entries.len() < limit.clamp(1, LIST_KEYS_MAX) && self.bytes < LIST_BYTES_MAX as u64
     }
 
-    pub(crate) fn look_at(&mut self, key: RecordKey, len: usize, digest: Digest) {
+    /// Takes a record's digest and when it is dead.
+    pub(crate) fn look_at(
+        &mut self,
+        key: RecordKey,
+        len: usize,
+        (digest, dead_at): (Digest, Option<Hlc>),
+    ) {
         self.bytes += (key.key.len() + len) as u64;
-        self.entries.push((key.token, key.key, digest));
+        self.entries.push(DigestEntry {
+            token: key.token,
+            key: key.key,
+            digest,
+            dead_at,
+        });
     }
 
     pub(crate) fn finish(self, at_end: bool) -> Found {
         let last = self.entries.last();
         let reached = last
             .filter(|_| !at_end)
-            .map(|(token, key, _)| (*token, key.clone()));
+            .map(|entry| (entry.token, entry.key.clone()));
         Found::Digests {
             entries: self.entries,
             reached,
@@ -259,7 +273,7 @@ impl Inner {
             let place = schema::parse_record_key(key)
                 .ok_or_else(|| corrupt(key, "a record's key is malformed"))?;
             let digest = record::check_digest(value).map_err(|error| damaged(key, &error))?;
-            found.look_at(place, value.len(), digest);
+            found.look_at(place, value.len(), (digest, record::dead_at(value)));
             records.next();
         }
         Ok(found.finish(false))

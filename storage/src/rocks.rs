@@ -553,6 +553,10 @@ impl Writer {
                     .unwrap_or_else(schema::record_key_end);
                 out.delete_range_cf(inner.family(RECORDS), from, to);
             }
+            Write::Remove { key } => {
+                let at = schema::record_key(key.bucket, key.token, &key.key);
+                out.delete_cf(inner.family(RECORDS), at);
+            }
             Write::HintPut { at, hint } => {
                 out.put_cf(
                     inner.family(HINTS),

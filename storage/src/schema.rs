@@ -39,6 +39,7 @@ const PEER_BOUND: u8 = 3;
 const CHANGE_FIRST: u8 = 1;
 const CHANGE_LATER: u8 = 2;
 const TREE: u8 = 4;
+const FLOOR: u8 = 5;
 
 /// A group of [`StateKey`]s that can be read together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +54,8 @@ pub enum States {
     PeerBound,
     /// Every [`StateKey::Tree`], by bucket and partition.
     Tree,
+    /// Every [`StateKey::Floor`], by bucket and partition.
+    Floor,
 }
 
 impl States {
@@ -63,6 +66,7 @@ impl States {
             Self::HlcBound => (STATE, HLC_BOUND),
             Self::PeerBound => (STATE, PEER_BOUND),
             Self::Tree => (STATE, TREE),
+            Self::Floor => (STATE, FLOOR),
         }
     }
 
@@ -74,6 +78,7 @@ impl States {
                 | (Self::HlcBound, StateKey::HlcBound(_))
                 | (Self::PeerBound, StateKey::PeerBound(_))
                 | (Self::Tree, StateKey::Tree(..))
+                | (Self::Floor, StateKey::Floor(..))
         )
     }
 }
@@ -195,13 +200,17 @@ pub(crate) fn state_key(key: StateKey) -> (&'static str, Vec<u8>) {
         StateKey::HlcBound(shard) => (STATE, vec![HLC_BOUND, shard]),
         StateKey::PeerBound(node) => (STATE, with_u64(PEER_BOUND, node.0)),
         StateKey::Change(lane, number) => (CHANGES, with_u64(lane_tag(lane), number)),
-        StateKey::Tree(bucket, partition) => {
-            let mut out = vec![TREE];
-            out.put_u32(bucket.0);
-            out.put_u16(partition.0);
-            (STATE, out)
-        }
+        StateKey::Tree(bucket, partition) => (STATE, of_partition(TREE, bucket, partition)),
+        StateKey::Floor(bucket, partition) => (STATE, of_partition(FLOOR, bucket, partition)),
     }
+}
+
+/// tag u8 ‖ bucket u32 ‖ partition u16.
+fn of_partition(tag: u8, bucket: BucketId, partition: PartitionId) -> Vec<u8> {
+    let mut out = vec![tag];
+    out.put_u32(bucket.0);
+    out.put_u16(partition.0);
+    out
 }
 
 /// First byte of the keys of a lane's notes.
@@ -225,10 +234,14 @@ pub(crate) fn parse_state_key(family: &str, bytes: &[u8]) -> Option<StateKey> {
         (STATE, PEER_BOUND, 8) => Some(StateKey::PeerBound(NodeId(number?))),
         (CHANGES, CHANGE_FIRST, 8) => Some(StateKey::Change(Lane::First, number?)),
         (CHANGES, CHANGE_LATER, 8) => Some(StateKey::Change(Lane::Later, number?)),
-        (STATE, TREE, 6) => Some(StateKey::Tree(
-            BucketId(u32_at(rest, 0)?),
-            PartitionId(u16::from_be_bytes([rest[4], rest[5]])),
-        )),
+        (STATE, TREE | FLOOR, 6) => {
+            let bucket = BucketId(u32_at(rest, 0)?);
+            let partition = PartitionId(u16::from_be_bytes([rest[4], rest[5]]));
+            Some(match tag {
+                TREE => StateKey::Tree(bucket, partition),
+                _ => StateKey::Floor(bucket, partition),
+            })
+        }
         _ => None,
     }
 }
@@ -276,6 +289,7 @@ mod tests {
             any::<u64>().prop_map(|n| StateKey::PeerBound(NodeId(n))),
             any::<u64>().prop_map(|n| StateKey::Acceptor(ConfigVersion(n))),
             any::<(u32, u16)>().prop_map(|(b, p)| StateKey::Tree(BucketId(b), PartitionId(p))),
+            any::<(u32, u16)>().prop_map(|(b, p)| StateKey::Floor(BucketId(b), PartitionId(p))),
             any::<u64>().prop_map(|n| StateKey::Decided(ConfigVersion(n))),
             any::<u64>().prop_map(|n| StateKey::Change(Lane::First, n)),
             any::<u64>().prop_map(|n| StateKey::Change(Lane::Later, n)),

@@ -31,6 +31,7 @@ pub(crate) fn needs(batch: &Batch) -> Room {
         Write::Merge { record, .. } if record.kind() == Kind::Tombstone => Room::Deletes,
         Write::Merge { .. } | Write::HintPut { .. } => Room::All,
         Write::Drop(_)
+        | Write::Remove { .. }
         | Write::HintDelete { .. }
         | Write::StatePut { .. }
         | Write::StateDelete { .. } => Room::State,

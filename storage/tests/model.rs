@@ -49,6 +49,7 @@ impl Model {
             Write::Drop(range) => self.records.retain(|key, _| {
                 key.bucket != range.bucket || !(range.first..=range.last).contains(&key.token)
             }),
+            Write::Remove { key } => drop(self.records.remove(key)),
             Write::HintPut { at, hint } => drop(self.hints.insert(*at, hint.clone())),
             Write::HintDelete { at } => drop(self.hints.remove(at)),
             Write::StatePut { key, value } => drop(self.states.insert(*key, value.clone())),
@@ -148,6 +149,7 @@ fn some_write(rng: &mut Rng) -> Write {
                 last: Token(token.0.saturating_add(width)),
             })
         }
+        19 if rng.below(2) == 0 => Write::Remove { key: some_key(rng) },
         _ => Write::StateDelete {
             key: some_state(rng),
         },
@@ -263,6 +265,7 @@ fn check_all(disk: &impl Disk, model: &Model, opened: &Opened) {
                 States::HlcBound => matches!(key, StateKey::HlcBound(_)),
                 States::PeerBound => matches!(key, StateKey::PeerBound(_)),
                 States::Tree => matches!(key, StateKey::Tree(..)),
+                States::Floor => matches!(key, StateKey::Floor(..)),
             })
             .map(|(key, value)| (*key, value.clone()))
             .collect();

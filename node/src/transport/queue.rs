@@ -284,6 +284,6 @@ fn payload_len(message: &PeerMessage) -> usize {
             SyncBody::Answer(SyncAnswer::Sums { sums, .. }) => 16 * sums.len(),
             _ => 0,
         },
-        PeerBody::Cluster(_) => 0,
+        PeerBody::Cluster(_) | PeerBody::Floor(_) => 0,
     }
 }

@@ -6,8 +6,10 @@ use bytes::Bytes;
 use torc_ring::{BucketId, Token};
 
 use super::{Cx, Reader};
+use crate::floor::{DOOMED_MAX, Doom, Doomed};
+use crate::hlc::Hlc;
 use crate::message::{Cursor, OpId, RecordKey};
-use crate::store::Query;
+use crate::store::{DigestEntry, Query};
 use crate::sync_message::{DIGESTS_MAX, SYNC_BYTES_MAX, SyncAsk};
 use crate::version::Digest;
 use crate::wire::Blob;
@@ -40,6 +42,38 @@ pub(super) struct Diff {
     pull: VecDeque<Cursor>,
     push: VecDeque<Cursor>,
     moving: Moving,
+    floors: Floors,
+    /// In a rebuild: what the other side does not hold.
+    pub(super) doom: Doom,
+    /// There is more of that than can be remembered.
+    pub(super) overflowed: bool,
+}
+
+/// The floors of the two sides.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Floors {
+    /// Up to here this side takes versions only from owners that have such a floor.
+    pub(super) intake: Hlc,
+    pub(super) theirs: Hlc,
+    pub(super) ours: Hlc,
+    /// The floor that this side will have.
+    pub(super) rebuild: Option<Hlc>,
+}
+
+impl Floors {
+    /// Whether this side takes that version from the other one.
+    fn takes(&self, version: Hlc) -> bool {
+        version > self.intake || self.theirs >= self.intake
+    }
+
+    /// Whether the other side would take that version from this one.
+    fn gives(&self, version: Hlc) -> bool {
+        version > self.theirs || self.ours >= self.theirs
+    }
+
+    fn dooms(&self, version: Hlc) -> bool {
+        self.rebuild.is_some_and(|floor| version <= floor)
+    }
 }
 
 /// Records that are under way.
@@ -60,7 +94,8 @@ enum Moving {
 /// One side's keys in the present range, as far as they were read and not yet compared.
 #[derive(Debug, Default)]
 struct Side {
-    entries: VecDeque<(Cursor, Digest)>,
+    /// With the floor at which each is dead, on this side.
+    entries: VecDeque<(Cursor, Digest, Option<Hlc>)>,
     after: Option<Cursor>,
     /// The range was read to its end.
     ended: bool,
@@ -69,7 +104,11 @@ struct Side {
 }
 
 impl Side {
-    fn take(&mut self, entries: impl Iterator<Item = (Cursor, Digest)>, reached: Option<Cursor>) {
+    fn take(
+        &mut self,
+        entries: impl Iterator<Item = (Cursor, Digest, Option<Hlc>)>,
+        reached: Option<Cursor>,
+    ) {
         self.entries.extend(entries);
         self.ended = reached.is_none();
         self.after = reached;
@@ -81,8 +120,8 @@ impl Diff {
     pub(super) fn new(
         bucket: BucketId,
         ranges: VecDeque<(Token, Token)>,
-        both: bool,
-        push_too: bool,
+        (both, push_too): (bool, bool),
+        floors: Floors,
     ) -> Self {
         Self {
             bucket,
@@ -94,23 +133,28 @@ impl Diff {
             pull: VecDeque::new(),
             push: VecDeque::new(),
             moving: Moving::Nothing,
+            floors,
+            doom: Doom::new(),
+            overflowed: false,
         }
+    }
+
+    /// The other side's floor, as it is now.
+    pub(super) fn hear(&mut self, theirs: Hlc) {
+        self.floors.theirs = self.floors.theirs.min(theirs);
     }
 
     pub(super) fn on_theirs(&mut self, entries: Vec<(Cursor, Digest)>, reached: Option<Cursor>) {
         // A page that does not get further ends the range: another session will look again.
         let reached = reached.filter(|at| Some(at) > self.theirs.after.as_ref());
-        self.theirs.take(entries.into_iter(), reached);
+        let entries = entries.into_iter().map(|(at, digest)| (at, digest, None));
+        self.theirs.take(entries, reached);
     }
 
-    pub(super) fn on_ours(
-        &mut self,
-        entries: Vec<(Token, Bytes, Digest)>,
-        reached: Option<(Token, Bytes)>,
-    ) {
+    pub(super) fn on_ours(&mut self, entries: Vec<DigestEntry>, reached: Option<(Token, Bytes)>) {
         let entries = entries
             .into_iter()
-            .map(|(token, key, digest)| (cursor(token, key), digest));
+            .map(|entry| (cursor(entry.token, entry.key), entry.digest, entry.dead_at));
         let reached = reached.map(|(token, key)| cursor(token, key));
         self.ours.take(entries, reached);
     }
@@ -119,7 +163,7 @@ impl Diff {
     fn compare(&mut self) {
         while self.pull.len() < BATCH && self.push.len() < BATCH {
             let order = match (self.ours.entries.front(), self.theirs.entries.front()) {
-                (Some((ours, _)), Some((theirs, _))) => ours.cmp(theirs),
+                (Some((ours, ..)), Some((theirs, ..))) => ours.cmp(theirs),
                 (Some(_), None) if self.theirs.ended => std::cmp::Ordering::Less,
                 (None, Some(_)) if self.ours.ended => std::cmp::Ordering::Greater,
                 _ => return,
@@ -133,22 +177,35 @@ impl Diff {
                 .then(|| self.theirs.entries.pop_front())
                 .flatten();
             let (left, right) = (
-                ours.as_ref().map(|(_, digest)| *digest),
-                theirs.as_ref().map(|(_, digest)| *digest),
+                ours.as_ref().map(|(_, digest, _)| *digest),
+                theirs.as_ref().map(|(_, digest, _)| *digest),
             );
             if left == right {
                 continue;
             }
             let merge = self.both && left.is_some() && right.is_some();
-            if let Some((at, _)) = &theirs
-                && (right > left || merge)
+            let floors = self.floors;
+            // A state that will be dead at the new floor need not be dropped by name.
+            let doomed = ours.as_ref().is_some_and(|(_, digest, dead_at)| {
+                let dies = dead_at.is_some_and(|at| floors.dooms(at)) && theirs.is_none();
+                left > right && floors.dooms(digest.version.hlc) && !dies
+            });
+            if let Some((at, digest, _)) = &theirs
+                && (right > left || merge || doomed)
+                && floors.takes(digest.version.hlc)
             {
                 self.pull.push_back(at.clone());
             }
-            if let Some((at, _)) = ours
-                && (left > right || merge)
-                && self.push_too
-            {
+            let Some((at, digest, _)) = ours else {
+                continue;
+            };
+            if doomed {
+                self.overflowed |= self.doom.len() >= DOOMED_MAX;
+                let instead = None;
+                if !self.overflowed {
+                    self.doom.insert(at, Doomed { digest, instead });
+                }
+            } else if (left > right || merge) && self.push_too && floors.gives(digest.version.hlc) {
                 self.push.push_back(at);
             }
         }

@@ -7,8 +7,9 @@ use torc_ring::{BucketId, ConflictMode, NodeId, PartitionId, RingVersion, Token}
 use super::diff::{cursor, record_key};
 use super::{Asker, Cx, Purpose, Reader, Then};
 use crate::core::{Core, Step};
+use crate::hlc::Hlc;
 use crate::message::{Cursor, OpId, PeerBody};
-use crate::store::{Found, Query, StoreError};
+use crate::store::{DigestEntry, Found, Query, StoreError};
 use crate::sync_message::{
     DIGESTS_MAX, KEYS_MAX, Root, SUMS_MAX, SYNC_BYTES_MAX, SyncAnswer, SyncAsk, SyncBody,
     SyncEntry, SyncMessage, SyncRefusal,
@@ -38,6 +39,8 @@ pub(super) struct Question {
     pub(super) ring: RingVersion,
     pub(super) partition: PartitionId,
     pub(super) remaining_us: u32,
+    /// The asking side's floor.
+    pub(super) floor: Hlc,
     pub(super) ask: SyncAsk,
 }
 
@@ -49,16 +52,20 @@ impl Asker {
             number: question.number,
             ring: question.ring,
             partition: question.partition,
+            bucket: question.ask.bucket(),
             deadline: core.now.mono.plus(u64::from(question.remaining_us)),
         }
     }
 
     pub(super) fn answer(&self, core: &mut Core, answer: SyncAnswer) {
+        let floor = |bucket| core.floors.floor((bucket, self.partition));
+        let floor = self.bucket.map_or(Hlc(0), floor);
         let message = SyncMessage {
             session: self.session,
             number: self.number,
             ring: self.ring,
             partition: self.partition,
+            floor,
             body: SyncBody::Answer(answer),
         };
         core.send(self.node, PeerBody::Sync(message));
@@ -146,7 +153,7 @@ pub(super) fn on_question(cx: &mut Cx<'_>, waiters: &mut Vec<Waiter>, question: 
             read(cx, asker, query);
         }
         SyncAsk::Push { bucket, entries } => {
-            let place = (bucket, partition, asker.node);
+            let place = ((bucket, partition, asker.node), question.floor);
             if let Step::Done = cx.store(place, false, entries, Then::Answer(asker.clone())) {
                 asker.answer(cx.core, SyncAnswer::Refused(SyncRefusal::Failed));
             }
@@ -250,7 +257,7 @@ fn admit(cx: &mut Cx<'_>, question: &Question) -> Result<(), SyncRefusal> {
 }
 
 fn answer_roots(cx: &mut Cx<'_>, waiter: &Waiter) {
-    let root = |&bucket: &BucketId| cx.core.trees.root((bucket, waiter.asker.partition));
+    let root = |&bucket: &BucketId| cx.root((bucket, waiter.asker.partition));
     let roots: Option<Vec<Root>> = waiter.buckets.iter().map(root).collect();
     let answer = roots.map_or(SyncAnswer::Refused(SyncRefusal::Failed), SyncAnswer::Roots);
     waiter.asker.answer(cx.core, answer);
@@ -291,6 +298,7 @@ pub(super) fn on_read(cx: &mut Cx<'_>, asker: &Asker, result: Result<Found, Stor
         return;
     }
     let now = cx.core.now.mono;
+    let tree = asker.bucket.map(|bucket| (bucket, asker.partition));
     let answer = match result {
         Ok(Found::Digests {
             entries,
@@ -298,10 +306,15 @@ pub(super) fn on_read(cx: &mut Cx<'_>, asker: &Asker, result: Result<Found, Stor
             bytes,
         }) => {
             cx.shared.handing_out(cx.core).take(bytes, now);
-            digests(entries, reached)
+            let floor = tree.map_or(Hlc(0), |tree| cx.core.floors.floor(tree));
+            let alive = |entry: &DigestEntry| entry.dead_at.is_none_or(|at| at > floor);
+            digests(entries.into_iter().filter(alive).collect(), reached)
         }
         Ok(Found::Records { entries, reached }) => {
-            let entries: Vec<SyncEntry> = entries.into_iter().map(super::entry).collect();
+            let entries: Vec<SyncEntry> = match tree {
+                Some(tree) => cx.entries(tree, entries),
+                None => Vec::new(),
+            };
             let bytes: usize = entries.iter().map(SyncEntry::weight).sum();
             cx.shared.handing_out(cx.core).take(bytes as u64, now);
             SyncAnswer::Records {
@@ -315,17 +328,14 @@ pub(super) fn on_read(cx: &mut Cx<'_>, asker: &Asker, result: Result<Found, Stor
 }
 
 /// As many as fit into a message.
-fn digests(
-    found: Vec<(Token, bytes::Bytes, crate::version::Digest)>,
-    reached: Option<(Token, bytes::Bytes)>,
-) -> SyncAnswer {
+fn digests(found: Vec<DigestEntry>, reached: Option<(Token, bytes::Bytes)>) -> SyncAnswer {
     let mut reached = reached.map(|(token, key)| cursor(token, key));
     let count = found.len();
     let mut entries: Vec<(Cursor, crate::version::Digest)> = Vec::with_capacity(count);
     let mut bytes = 0;
-    for (token, key, digest) in found {
-        bytes += key.len() + 48;
-        entries.push((cursor(token, key), digest));
+    for entry in found {
+        bytes += entry.key.len() + 48;
+        entries.push((cursor(entry.token, entry.key), entry.digest));
         if bytes >= SYNC_BYTES_MAX && entries.len() < count {
             reached = entries.last().map(|(at, _)| at.clone());
             break;

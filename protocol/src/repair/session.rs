@@ -11,12 +11,15 @@ use std::collections::{BTreeMap, VecDeque};
 
 use torc_ring::{BucketId, ConflictMode, NodeId, PartitionId, RingVersion};
 
-use super::diff::Diff;
+use super::diff::{self, Diff};
 use super::{Asker, Cx, Reader, Then};
 use crate::core::Step;
+use crate::floor::{Doom, Why};
+use crate::hlc::Hlc;
 use crate::merkle::Span;
 use crate::message::{Cursor, OpId, PeerBody};
-use crate::store::{Found, StoreError};
+use crate::mutant::Mutant;
+use crate::store::{DigestEntry, Found, StoreError};
 use crate::sync_message::{
     Root, SyncAnswer, SyncAsk, SyncBody, SyncEntry, SyncMessage, SyncRefusal,
 };
@@ -39,6 +42,17 @@ pub(crate) enum Purpose {
     Compare,
     /// A ring change: this side gets what it lacks.
     Cover,
+    /// For a floor: a raise, in which both sides get what they lack, or a rebuild of this side.
+    Floor(Why),
+}
+
+impl Purpose {
+    fn rebuilds(self) -> Option<Hlc> {
+        match self {
+            Self::Floor(Why::Rebuild(floor)) => Some(floor),
+            Self::Compare | Self::Cover | Self::Floor(Why::Raise) => None,
+        }
+    }
 }
 
 /// How it went on.
@@ -68,6 +82,10 @@ pub(crate) struct Session {
     waits: bool,
     patience: u32,
     timer: Option<Mono>,
+    /// What a rebuild will drop.
+    pub(super) doom: Doom,
+    /// The two sides have different floors somewhere, so that they need not have become equal.
+    uneven: bool,
 }
 
 #[derive(Debug)]
@@ -97,7 +115,7 @@ pub(super) struct Descent {
 pub(super) struct Bulk {
     bucket: BucketId,
     storing: bool,
-    held: Option<Vec<SyncEntry>>,
+    held: Option<(Hlc, Vec<SyncEntry>)>,
     /// Where the next page begins; `None` when there is none.
     after: Option<Cursor>,
 }
@@ -124,6 +142,8 @@ impl Session {
             waits: false,
             patience: 0,
             timer: None,
+            doom: Doom::new(),
+            uneven: false,
         };
         let mut missing = BTreeMap::new();
         for &bucket in &session.buckets {
@@ -168,7 +188,12 @@ impl Session {
         self.begin(cx)
     }
 
-    pub(super) fn on_answer(&mut self, cx: &mut Cx<'_>, number: u32, answer: SyncAnswer) -> Flow {
+    pub(super) fn on_answer(
+        &mut self,
+        cx: &mut Cx<'_>,
+        (number, floor): (u32, Hlc),
+        answer: SyncAnswer,
+    ) -> Flow {
         if number != self.number || self.waits || self.open.is_none() {
             return Flow::Going;
         }
@@ -181,7 +206,14 @@ impl Session {
         match (answer, &mut self.stage) {
             (SyncAnswer::Roots(roots), Stage::Roots) => self.on_roots(cx, &roots),
             (SyncAnswer::Sums { depth, sums }, Stage::Sums(_)) => self.on_sums(cx, depth, &sums),
+            // What it says belongs to the floor that the rebuild is for, or it is of no use.
+            (SyncAnswer::Digests { .. } | SyncAnswer::Records { .. }, _)
+                if self.purpose.rebuilds().is_some_and(|at| at != floor) =>
+            {
+                Flow::Failed("floor")
+            }
             (SyncAnswer::Digests { entries, reached }, Stage::Diff(diff)) => {
+                diff.hear(floor);
                 cx.shared
                     .budget(self.purpose)
                     .take(64 * entries.len() as u64, cx.core.now.mono);
@@ -190,14 +222,19 @@ impl Session {
             }
             (SyncAnswer::Records { entries, reached }, Stage::Diff(diff)) => {
                 diff.on_pulled(reached.as_ref());
-                self.store(cx, entries)
+                for entry in &entries {
+                    if let Some(doomed) = diff.doom.get_mut(&entry.at) {
+                        doomed.instead = Some(entry.record.clone());
+                    }
+                }
+                self.store(cx, floor, entries)
             }
             (SyncAnswer::Stored, Stage::Diff(diff)) => {
                 diff.on_pushed();
                 self.go_on(cx)
             }
             (SyncAnswer::Records { entries, reached }, Stage::Bulk(_)) => {
-                self.on_page(cx, entries, reached)
+                self.on_page(cx, floor, (entries, reached))
             }
             (SyncAnswer::Noted, Stage::Closing) => Flow::Over,
             _ => Flow::Failed("peer"),
@@ -227,9 +264,21 @@ impl Session {
             return Flow::Failed("peer");
         }
         for (&bucket, theirs) in self.buckets.iter().zip(roots) {
-            let Some(ours) = cx.core.trees.root((bucket, self.partition)) else {
+            let Some(ours) = cx.root((bucket, self.partition)) else {
                 return Flow::Failed("tree");
             };
+            cx.core
+                .floors
+                .hear((bucket, self.partition), self.peer, theirs.floor);
+            self.uneven |= theirs.floor != ours.floor;
+            let of_use = match self.purpose {
+                Purpose::Floor(Why::Raise) => theirs.floor == ours.floor,
+                Purpose::Floor(Why::Rebuild(floor)) => theirs.whole && theirs.floor == floor,
+                Purpose::Compare | Purpose::Cover => true,
+            };
+            if !of_use {
+                return Flow::Failed("floor");
+            }
             if ours.sum != theirs.sum {
                 self.todo.push_back((bucket, *theirs));
             }
@@ -240,8 +289,11 @@ impl Session {
     fn next_bucket(&mut self, cx: &mut Cx<'_>) -> Flow {
         let Some((bucket, theirs)) = self.todo.pop_front() else {
             self.stage = Stage::Closing;
-            if self.purpose == Purpose::Cover {
-                return Flow::Over;
+            match self.purpose {
+                Purpose::Cover | Purpose::Floor(_) => return Flow::Over,
+                // They agree only as far as the lower floor goes: the side that has it rebuilds.
+                Purpose::Compare if self.uneven => return Flow::Failed("floor"),
+                Purpose::Compare => {}
             }
             let age_us = cx.core.now.mono.since(self.started);
             return self.ask(cx, SyncAsk::Verified { age_us });
@@ -293,12 +345,17 @@ impl Session {
             };
             let ranges = ranges(span, level, &nodes);
             let both = cx.mode(bucket) == Some(ConflictMode::Siblings);
-            self.stage = Stage::Diff(Box::new(Diff::new(
-                bucket,
-                ranges,
-                both,
-                self.purpose == Purpose::Compare,
-            )));
+            let tree = (bucket, self.partition);
+            let push_too = self.purpose != Purpose::Cover;
+            let floors = diff::Floors {
+                intake: cx.core.floors.intake(tree),
+                // Until it says so.
+                theirs: Hlc(u64::MAX),
+                ours: cx.core.floors.floor(tree),
+                rebuild: self.purpose.rebuilds(),
+            };
+            let what = (both, push_too);
+            self.stage = Stage::Diff(Box::new(Diff::new(bucket, ranges, what, floors)));
             return self.go_on(cx);
         }
         let next = (level + LEVELS).min(deepest);
@@ -353,9 +410,13 @@ impl Session {
         };
         let bucket = diff.bucket;
         match diff.next(cx, self.id) {
-            super::diff::Next::Wait => Flow::Going,
-            super::diff::Next::Ask(ask) => self.ask(cx, ask),
-            super::diff::Next::Done => {
+            diff::Next::Wait => Flow::Going,
+            diff::Next::Ask(ask) => self.ask(cx, ask),
+            diff::Next::Done => {
+                if diff.overflowed {
+                    return Flow::Failed("floor");
+                }
+                self.doom.append(&mut diff.doom);
                 debug_assert!(
                     self.open.is_none(),
                     "bucket {} has an open question",
@@ -384,7 +445,9 @@ impl Session {
             }) if !push => {
                 let now = cx.core.now.mono;
                 cx.shared.budget(self.purpose).take(bytes, now);
-                diff.on_ours(entries, reached);
+                let floor = cx.core.floors.floor((diff.bucket, self.partition));
+                let alive = |entry: &DigestEntry| entry.dead_at.is_none_or(|at| at > floor);
+                diff.on_ours(entries.into_iter().filter(alive).collect(), reached);
                 if self.open.is_some() {
                     return Flow::Going;
                 }
@@ -393,7 +456,7 @@ impl Session {
             Ok(Found::Records { entries, reached }) if push => {
                 let bucket = diff.bucket;
                 diff.on_push_read(reached);
-                let entries: Vec<SyncEntry> = entries.into_iter().map(super::entry).collect();
+                let entries = cx.entries((bucket, self.partition), entries);
                 if entries.is_empty() {
                     diff.on_pushed();
                     return self.go_on(cx);
@@ -410,37 +473,38 @@ impl Session {
     fn on_page(
         &mut self,
         cx: &mut Cx<'_>,
-        entries: Vec<SyncEntry>,
-        reached: Option<Cursor>,
+        floor: Hlc,
+        (entries, reached): (Vec<SyncEntry>, Option<Cursor>),
     ) -> Flow {
         let Stage::Bulk(bulk) = &mut self.stage else {
             return Flow::Failed("peer");
         };
-        // A page that does not get further would be asked for for ever.
-        if reached.is_some() && (entries.is_empty() || reached <= bulk.after) {
+        // A page that does not get further would be asked for for ever. One that holds only what is dead is
+        // empty and gets further all the same.
+        if reached.is_some() && reached <= bulk.after {
             return Flow::Failed("peer");
         }
         bulk.after = reached;
         if bulk.storing {
-            bulk.held = Some(entries);
+            bulk.held = Some((floor, entries));
             return Flow::Going;
         }
         bulk.storing = true;
         let (bucket, after) = (bulk.bucket, bulk.after.clone());
-        let stored = self.store(cx, entries);
+        let stored = self.store(cx, floor, entries);
         match after {
             Some(_) if stored == Flow::Going => self.ask(cx, SyncAsk::Page { bucket, after }),
             _ => stored,
         }
     }
 
-    fn store(&mut self, cx: &mut Cx<'_>, entries: Vec<SyncEntry>) -> Flow {
+    fn store(&mut self, cx: &mut Cx<'_>, floor: Hlc, entries: Vec<SyncEntry>) -> Flow {
         let bucket = match &self.stage {
             Stage::Diff(diff) => diff.bucket,
             Stage::Bulk(bulk) => bulk.bucket,
             _ => return Flow::Failed("peer"),
         };
-        if entries.is_empty() {
+        if entries.is_empty() && matches!(self.stage, Stage::Diff(_)) {
             return self.on_stored(cx, true);
         }
         let bytes: usize = entries.iter().map(SyncEntry::weight).sum();
@@ -448,7 +512,11 @@ impl Session {
         cx.shared.budget(self.purpose).take(bytes as u64, now);
         let place = (bucket, self.partition, self.peer);
         let transfer = self.purpose == Purpose::Cover;
-        match cx.store(place, transfer, entries, Then::Session(self.id)) {
+        let early = self.purpose == Purpose::Floor(Why::Raise)
+            && cx.core.has(Mutant::SessionCountedEarly)
+            && matches!(self.stage, Stage::Diff(_));
+        match cx.store((place, floor), transfer, entries, Then::Session(self.id)) {
+            Step::Wait if early => self.on_stored(cx, true),
             Step::Wait => Flow::Going,
             Step::Done => Flow::Failed("peer"),
         }
@@ -467,7 +535,7 @@ impl Session {
             Stage::Bulk(bulk) => {
                 bulk.storing = false;
                 let bucket = bulk.bucket;
-                let Some(entries) = bulk.held.take() else {
+                let Some((floor, entries)) = bulk.held.take() else {
                     let over = bulk.after.is_none();
                     return if over {
                         self.next_bucket(cx)
@@ -477,7 +545,7 @@ impl Session {
                 };
                 bulk.storing = true;
                 let after = bulk.after.clone();
-                let stored = self.store(cx, entries);
+                let stored = self.store(cx, floor, entries);
                 match after {
                     Some(_) if stored == Flow::Going => {
                         self.ask(cx, SyncAsk::Page { bucket, after })
@@ -518,6 +586,7 @@ impl Session {
             number: self.number,
             ring: self.ring,
             partition: self.partition,
+            floor: self.floor_of(cx, &ask),
             body: SyncBody::Ask {
                 remaining_us: ASK_DEADLINE as u32,
                 ask: ask.clone(),
@@ -527,6 +596,12 @@ impl Session {
         self.arm(cx, Some(now.plus(ASK_DEADLINE)));
         cx.core.send(self.peer, PeerBody::Sync(message));
         Flow::Going
+    }
+
+    /// This side's floor in the bucket that the question is about.
+    fn floor_of(&self, cx: &Cx<'_>, ask: &SyncAsk) -> Hlc {
+        let floor = |bucket: BucketId| cx.core.floors.floor((bucket, self.partition));
+        ask.bucket().map_or(Hlc(0), floor)
     }
 
     fn arm(&mut self, cx: &mut Cx<'_>, due: Option<Mono>) {

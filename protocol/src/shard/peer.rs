@@ -25,6 +25,7 @@ impl Shard {
                 let (core, replica) = (&mut self.core, &mut self.replica);
                 self.repair.on_message(core, replica, (from, message));
             }
+            PeerBody::Floor(message) => self.floor.on_message(&mut self.core, from, message),
         }
     }
 
@@ -119,7 +120,16 @@ impl Shard {
         if !allowed {
             return Some(Refusal::NotOwner);
         }
-        replicate::admit_write(core, crate::message::WritePurpose::Client, record).err()
+        let tree = core.tree_of(key);
+        if !core.may_promise(tree, record.version()) {
+            return Some(Refusal::Closed);
+        }
+        let purpose = (crate::message::WritePurpose::Client, crate::hlc::Hlc(0));
+        // Closes are of owners; a node that stands in has only its promise.
+        match replicate::admit_write(core, tree, record, purpose) {
+            Err(Refusal::Closed | Refusal::Inheriting) | Ok(()) => None,
+            Err(refusal) => Some(refusal),
+        }
     }
 
     pub(super) fn on_reply(&mut self, from: NodeId, reply: Reply) {
@@ -151,11 +161,11 @@ impl Shard {
         let step = match op {
             Op::Put(put) => put.on_reply(&mut self.core, from, &reply.kind),
             Op::Get(get) => {
-                let (step, result) = get.on_reply(&mut self.core, from, reply.kind);
+                let (step, result) = get.on_reply(&mut self.core, (from, reply.floor), reply.kind);
                 outcome = result.map(|result| (get.destination, result));
                 step
             }
-            Op::List(list) => list.on_reply(&mut self.core, from, reply.kind),
+            Op::List(list) => list.on_reply(&mut self.core, (from, reply.floor), reply.kind),
             Op::Watch(watch) => {
                 if reply.kind == ReplyKind::Changed {
                     wish = watch.on_changed();

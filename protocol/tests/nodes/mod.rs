@@ -21,8 +21,8 @@ use torc_protocol::record::{Parts, Record};
 use torc_protocol::shard::{Shard, ShardSettings};
 use torc_protocol::shard_io::{Event, Input, Output, View};
 use torc_protocol::store::{
-    Batch, CommitId, Found, Hint, HintKey, HintTotal, Query, ReadId, StateKey, StoreError, Sync,
-    Write,
+    Batch, CommitId, DigestEntry, Found, Hint, HintKey, HintTotal, Query, ReadId, StateKey,
+    StoreError, Sync, Write,
 };
 use torc_protocol::sync_message::SYNC_BYTES_MAX;
 use torc_protocol::time::{Mono, Now, SECOND, Wall};
@@ -522,6 +522,7 @@ impl Cluster {
             record,
             purpose: WritePurpose::Hint,
             fsync: false,
+            floor: Hlc(0),
         };
         let request = Request {
             op: OpId::new(0, 4_712),
@@ -639,6 +640,7 @@ impl Cluster {
             record,
             purpose,
             fsync: false,
+            floor: Hlc(0),
         };
         self.ask((to, from), ring, kind)
     }
@@ -657,6 +659,7 @@ impl Cluster {
             record,
             purpose,
             fsync: false,
+            floor: Hlc(0),
         };
         self.ask((to, from), ring, kind)
     }
@@ -794,6 +797,9 @@ impl Node {
                 };
                 self.records.insert(key, merged);
             }
+            Write::Remove { key } => {
+                self.records.remove(&key);
+            }
             Write::Drop(range) => self.records.retain(|key, _| {
                 key.bucket != range.bucket || !(range.first..=range.last).contains(&key.token)
             }),
@@ -888,7 +894,12 @@ impl Node {
                     bytes: bytes.sum::<usize>() as u64,
                     entries: found
                         .into_iter()
-                        .map(|(key, record)| (key.token, key.key, record.digest()))
+                        .map(|(key, record)| DigestEntry {
+                            token: key.token,
+                            key: key.key,
+                            digest: record.digest(),
+                            dead_at: record.dead_at(),
+                        })
                         .collect(),
                     reached,
                 }

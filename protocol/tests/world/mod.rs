@@ -463,6 +463,7 @@ impl World {
                 Write::StateDelete { key } => {
                     self.nodes[index].disk.remove(&key);
                 }
+                Write::Remove { .. } => panic!("a cluster machine drops no single record"),
                 Write::Drop(_) => {
                     self.nodes[index].leftovers = self.nodes[index].leftovers.saturating_sub(1);
                     if self.nodes[index].leftovers == 0 {

@@ -4,6 +4,7 @@ pub mod agreed;
 pub mod books;
 pub mod causal;
 pub mod converge;
+pub mod deleted;
 pub mod exchanges;
 pub mod mint;
 pub mod order;
@@ -18,6 +19,8 @@ pub enum Invariant {
     Readable,
     /// I2: replicas converge once faults end.
     Converge,
+    /// I3: a deleted value never comes back.
+    Deleted,
     /// I4, I5: writes and reads follow one order, and reads never go back in time.
     Order,
     /// I6: one config per version, none skipped, none forgotten.

@@ -1,13 +1,16 @@
 //! Reads and commits on their way to the disks and back.
 
 use torc_protocol::cluster_io::ClusterInput;
+use torc_protocol::floor::Mark;
+use torc_protocol::message::RecordKey;
 use torc_protocol::shard_io::Input;
 use torc_protocol::store::{Batch, CommitId, Query, ReadId, StateKey, StoreError, Write};
 use torc_protocol::time::MS;
+use torc_protocol::version::Version;
 use torc_protocol::wire;
 
 use super::node::{CLUSTER, Place};
-use super::{Ev, World};
+use super::{BUCKET, Ev, World, number_of_bytes};
 use crate::check::{Invariant, Violation};
 
 /// Typical time that the disk takes, in microseconds.
@@ -99,6 +102,7 @@ impl World {
     /// A piece of node state is on a disk.
     fn on_state(&mut self, node: usize, write: &Write) {
         self.check_applied(node, write);
+        self.note_floor(node, write);
         let Write::StatePut {
             key: StateKey::Decided(_),
             value,
@@ -116,6 +120,41 @@ impl World {
                 self.fail(Violation::new(Invariant::Agreed, what));
             }
         }
+    }
+
+    /// A floor is on a disk. The first owner that comes so far shows what all owners have by then.
+    fn note_floor(&mut self, node: usize, write: &Write) {
+        let Write::StatePut {
+            key: StateKey::Floor(bucket, partition),
+            value,
+        } = write
+        else {
+            return;
+        };
+        let floor = Mark::decode(value).unwrap_or_default().floor;
+        if *bucket != BUCKET || !self.deleted.raised(partition.0, floor) {
+            return;
+        }
+        let records = &self.nodes[node].disk.visible.records;
+        let buried: Vec<(RecordKey, Version)> = records
+            .iter()
+            .filter(|(key, _)| key.token.partition(self.plan.bits) == *partition)
+            .filter(|(_, record)| record.dead_at().is_some_and(|at| at <= floor))
+            .map(|(key, record)| (key.clone(), record.version()))
+            .collect();
+        for (key, version) in buried {
+            self.count("rare: tombstone below the floor");
+            self.deleted.bury(number_of_bytes(&key.key), version);
+            self.everywhere(node, &key, version);
+        }
+    }
+
+    /// Whether the floor of that node has passed that version of a key, so that it need not hold it.
+    pub(crate) fn is_collected(&self, node: usize, key: &RecordKey, version: Version) -> bool {
+        let partition = key.token.partition(self.plan.bits);
+        let floor = self.nodes[node].disk.visible.floor(key.bucket, partition);
+        let number = number_of_bytes(&key.key);
+        self.deleted.is_gone(number, version, floor)
     }
 
     /// A config that raises the ring counts as applied only when every shard has drained for it.

@@ -99,6 +99,7 @@ impl World {
             }
             PeerBody::Reply(ref reply) => usize::from(reply.op.shard()),
             PeerBody::Sync(ref sync) => usize::from(sync.partition.0) % shards,
+            PeerBody::Floor(ref floor) => usize::from(floor.partition.0) % shards,
         };
         // Replies to an earlier life, which had more shards, are nobody's.
         if shard < shards {
@@ -153,6 +154,10 @@ impl World {
             let Some(key) = key else { return Ok(()) };
             let stored = this.disk.visible.records.get(key).map(Record::digest);
             match &reply.kind {
+                // What was stored may be dead by now.
+                ReplyKind::Written { stored: told } if self.is_collected(node, key, *told) => {
+                    Ok(())
+                }
                 ReplyKind::Written { stored: told } => {
                     exchanges::acked(*told, stored.map(|digest| digest.version))
                 }
@@ -187,6 +192,7 @@ impl World {
             _ => return,
         };
         let write = write_of(record);
+        self.deleted.saw(record);
         let seen = self
             .mint
             .seen(number_of_bytes(&key.key), record.digest(), write);

@@ -107,6 +107,8 @@ pub(crate) struct Node {
     pub(crate) fate: Fate,
     pub(crate) serving: bool,
     pub(crate) disk: Disk,
+    /// It has lost a file, and deleted values have come to light again.
+    pub(crate) relics: bool,
     /// What the disk was like at some earlier time.
     pub(crate) image: Option<Disk>,
     pub(crate) offset: i64,
@@ -128,6 +130,7 @@ impl Node {
             fate: Fate::Stays,
             serving: false,
             disk: Disk::new(plan.fsync, plan.mutant),
+            relics: false,
             image: None,
             offset: 0,
             rate: 0,
@@ -273,13 +276,19 @@ impl World {
         settings.ops_max = plan.ops_max;
         settings.lingering_max = plan.lingering_max;
         settings.antientropy_age_target = AGE_TARGET;
+        settings.floor_interval = plan.floor_interval;
+        settings.floor_margin = plan.floor_margin;
         settings.mutant = plan.mutant;
         let mut waiting: BTreeMap<NodeId, u64> = BTreeMap::new();
         for total in totals.iter().filter(|total| total.slot % count == index) {
             *waiting.entry(total.target).or_default() += total.count;
         }
+        let mut shard = Shard::new(settings, &totals, now);
+        for (bucket, partition, mark) in this.disk.visible.floors() {
+            shard.restore_floor(bucket, partition, mark);
+        }
         this.slots.push(Slot {
-            shard: Shard::new(settings, &totals, now),
+            shard,
             tick_at: None,
             mail_at: 0,
             placed: None,
@@ -353,6 +362,7 @@ impl World {
         this.disk = Disk::new(plan.fsync, plan.mutant);
         this.image = None;
         this.fate = Fate::Stays;
+        this.relics = false;
         this.books = Hints::default();
         let name = this.member.name.clone();
         self.note(format_args!("n{node} has lost its data and is {name} now"));

@@ -3,7 +3,7 @@
 use torc_protocol::client::{ClientRequest, RequestId};
 use torc_protocol::cluster_io::ClusterInput;
 use torc_protocol::shard_io::{Event, Input, Output};
-use torc_protocol::store::Write;
+use torc_protocol::store::{StateKey, Write};
 use torc_protocol::time::{MS, Mono};
 use torc_ring::RingVersion;
 
@@ -100,6 +100,17 @@ impl World {
             }
             Output::Read(id, query) => self.ask_disk(at, id, query),
             Output::Commit(id, batch) => {
+                for write in &batch.writes {
+                    match write {
+                        Write::Merge { record, .. } => self.deleted.saw(record),
+                        Write::Remove { .. }
+                        | Write::StatePut {
+                            key: StateKey::Floor(..),
+                            ..
+                        } => self.note(format_args!("n{} s{} -> {write:?}", at.node, at.shard)),
+                        _ => {}
+                    }
+                }
                 if let Some(slot) = self.slot(at)
                     && let Some(placed) = &slot.placed
                     && batch
@@ -183,6 +194,17 @@ impl World {
             _ => {}
         }
         let name = match event {
+            Event::FloorRaised { .. } => "rare: floor raised",
+            Event::FloorGivenUp { .. } => "rare: raise given up",
+            Event::Collected { .. } => "rare: tombstone collected",
+            Event::Rebuilt { .. } => "rare: copy rebuilt",
+            Event::RebuildFailed { .. } => "rare: rebuild failed",
+            Event::HintsDropped {
+                reason: "closed", ..
+            } => "rare: hint met a close",
+            Event::Replica {
+                outcome: "closed", ..
+            } => "rare: replica refused a closed version",
             Event::HintDelivered { .. } => "rare: hint delivered",
             Event::HintsDropped { .. } => "rare: hint dropped",
             Event::Synced { .. } => "rare: repaired by comparison",

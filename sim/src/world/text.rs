@@ -36,6 +36,14 @@ impl fmt::Display for Brief<'_> {
                         format!("{s:?}")
                     )
                 }
+                PeerBody::Floor(m) => {
+                    write!(
+                        f,
+                        "{from} floor ring {}: {:.200}",
+                        m.ring.0,
+                        format!("{m:?}")
+                    )
+                }
                 PeerBody::Cluster(_) => write!(f, "{from} cluster"),
             },
             other => write!(f, "{:.200}", format!("{other:?}")),

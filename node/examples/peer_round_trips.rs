@@ -194,6 +194,7 @@ async fn transport(a: Identity, b: Identity) -> Load {
         let reply = Reply {
             op: OpId(number),
             ring: RingVersion(1),
+            floor: Hlc(0),
             kind,
         };
         a.send(

@@ -10,8 +10,8 @@ use crate::world::{Fate, Node, World, number_of_bytes};
 impl World {
     /// All present owners of the key hold that version or a later one, or have dropped it with its floor.
     pub(crate) fn everywhere(&mut self, node: usize, key: &RecordKey, version: Version) {
-        let slots = self.nodes[node].slots.iter();
-        let Some(placed) = slots.filter_map(|slot| slot.placed.clone()).next() else {
+        let mut slots = self.nodes[node].slots.iter();
+        let Some(placed) = slots.find_map(|slot| slot.placed.clone()) else {
             return;
         };
         if self.plan.forgets() {

@@ -175,10 +175,10 @@ impl Disk {
         let keeps = self.mutant == Some(Mutant::LostFileKeepsFloor);
         for store in [&mut self.visible, &mut self.durable] {
             for (key, record) in store.graves.clone() {
-                if !store.records.contains_key(&key) {
-                    store.records.insert(key, record);
+                store.records.entry(key).or_insert_with(|| {
                     back += 1;
-                }
+                    record
+                });
             }
             for (key, value) in &mut store.states {
                 if let (StateKey::Floor(..), Some(mark), false) = (key, Mark::decode(value), keeps)

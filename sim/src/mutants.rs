@@ -40,9 +40,8 @@ pub fn broken(mutant: Mutant) -> &'static [Invariant] {
         Mutant::FloorSkipsHints => &[I::Progress, I::Readable, I::Order, I::Durable],
         Mutant::LowerFloorTrusted | Mutant::ReadIgnoresFloor => &[I::Deleted],
         Mutant::MergeByExpiry => &[I::Converge, I::Order, I::Durable, I::Readable],
-        Mutant::RebuildRaisesFirst => &[I::Deleted, I::Readable],
         Mutant::SessionCountedEarly => &[I::Deleted, I::Readable, I::Order],
-        Mutant::LostFileKeepsFloor => &[I::Deleted, I::Readable],
+        Mutant::RebuildRaisesFirst | Mutant::LostFileKeepsFloor => &[I::Deleted, I::Readable],
         // Nobody moves partitions in the worlds yet.
         Mutant::UnionQuorum
         | Mutant::TargetReadsOnly

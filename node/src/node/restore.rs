@@ -10,6 +10,10 @@ use torc_ring::{BucketId, PartitionId};
 use torc_storage::{Committer, States, StorageError, Store};
 use tracing::warn;
 
+use super::NodeError;
+use crate::cluster_task::ClusterMail;
+use crate::config::Settings;
+
 /// The hash trees that the last life wrote down when it stopped. They are deleted before this life writes
 /// anything: if it ends without stopping, they are built anew.
 pub(super) async fn take_trees(

@@ -216,7 +216,7 @@ fn value(number: u64, len: usize) -> PeerMessage {
         body: PeerBody::Reply(Reply {
             op: OpId(number),
             ring: RingVersion(1),
-            floor: torc_protocol::hlc::Hlc(0),
+            floor: Hlc(0),
             kind,
         }),
     }

@@ -75,8 +75,11 @@ impl Pending {
             Self::Promise(asker, _) | Self::Close(asker) | Self::Raise(asker, _) => {
                 Some(asker.tree)
             }
-            Self::Inherit(tree) | Self::Barrier(tree) | Self::CollectBarrier(tree) => Some(*tree),
-            Self::Rebuild(tree, ..) | Self::Remove(tree, _) => Some(*tree),
+            Self::Inherit(tree)
+            | Self::Barrier(tree)
+            | Self::CollectBarrier(tree)
+            | Self::Rebuild(tree, ..)
+            | Self::Remove(tree, _) => Some(*tree),
             Self::Cleared => None,
         }
     }
@@ -141,7 +144,7 @@ impl Keeper {
             return;
         }
         if ring == core.ring_version() {
-            self.hear(core, tree, from, floor);
+            Self::hear(core, tree, from, floor);
         }
         match body {
             FloorBody::Ask(ask) => {
@@ -205,7 +208,7 @@ impl Keeper {
     }
 
     /// An owner has said which floor it has.
-    pub(crate) fn hear(&mut self, core: &mut Core, tree: TreeId, from: NodeId, floor: Hlc) {
+    pub(crate) fn hear(core: &mut Core, tree: TreeId, from: NodeId, floor: Hlc) {
         if core.owns_both(tree, from) {
             core.floors.hear(tree, from, floor);
         }
@@ -276,7 +279,7 @@ impl Keeper {
             core.floors.wanted.clear();
             core.floors.over.clear();
         }
-        self.take_roles(core, before);
+        Self::take_roles(core, before);
         self.clear_lost(core, &view);
         if !same {
             self.begin_inheriting(core);
@@ -298,7 +301,7 @@ impl Keeper {
     }
 
     /// From the moment at which this node becomes a stand-in for a partition it takes only later writes.
-    fn take_roles(&mut self, core: &mut Core, before: Option<&Arc<View>>) {
+    fn take_roles(core: &mut Core, before: Option<&Arc<View>>) {
         let Some(view) = core.view.clone() else {
             return;
         };

@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use torc_protocol::client::{ClientOp, ClientReply, ClientRequest, RequestId, Value};
+use torc_protocol::floor::Mark;
 use torc_protocol::hlc::Hlc;
 use torc_protocol::message::{
     OpId, PeerBody, PeerMessage, RecordKey, Reply, ReplyKind, Request, RequestKind, WritePurpose,
@@ -261,6 +262,30 @@ impl Cluster {
         (node.records, node.hints, node.states) = (old.records, old.hints, old.states);
         node.events = old.events;
         node.shard = Shard::new(settings(id, tune, node.bound()), &node.totals(), now);
+        for (key, mark) in &node.states {
+            if let StateKey::Floor(bucket, partition) = key {
+                node.shard.restore_floor(*bucket, *partition, mark);
+            }
+        }
+    }
+
+    /// What a node has stored of the floor of the one partition.
+    pub fn mark(&self, id: NodeId) -> Mark {
+        let key = StateKey::Floor(BucketId(1), PartitionId(0));
+        let stored = self.peek(id).states.get(&key);
+        stored
+            .and_then(|bytes| Mark::decode(bytes))
+            .unwrap_or_default()
+    }
+
+    /// A file of that node is lost, and its floor falls with it.
+    pub fn lose_floor(&mut self, id: NodeId) {
+        let mark = Mark {
+            floor: Hlc(0),
+            ..self.mark(id)
+        };
+        let key = StateKey::Floor(BucketId(1), PartitionId(0));
+        self.node(id).states.insert(key, mark.encode());
     }
 
     pub fn advance(&mut self, micros: u64) {

@@ -271,7 +271,7 @@ impl Cluster {
 
     /// What a node has stored of the floor of the one partition.
     pub fn mark(&self, id: NodeId) -> Mark {
-        let key = StateKey::Floor(BucketId(1), PartitionId(0));
+        let key = StateKey::Floor(BucketId(1), torc_ring::PartitionId(0));
         let stored = self.peek(id).states.get(&key);
         stored
             .and_then(|bytes| Mark::decode(bytes))
@@ -284,7 +284,7 @@ impl Cluster {
             floor: Hlc(0),
             ..self.mark(id)
         };
-        let key = StateKey::Floor(BucketId(1), PartitionId(0));
+        let key = StateKey::Floor(BucketId(1), torc_ring::PartitionId(0));
         self.node(id).states.insert(key, mark.encode());
     }
 

@@ -395,9 +395,10 @@ impl Keeper {
         for tree in core.own_trees() {
             let dying = core.floors.dying(tree);
             waiting += dying.count;
-            // It was written to while the rest was collected.
+            // It was written to while the rest was collected, or a crash came between raise and collection.
             let floor = core.floors.floor(tree);
-            if dying.known && dying.earliest.is_some_and(|at| at <= floor) {
+            let left = !dying.known || dying.earliest.is_some_and(|at| at <= floor);
+            if floor > Hlc(0) && left {
                 self.want_collection(tree);
             }
             if let Some(earliest) = dying.earliest.filter(|&at| at <= limit) {

@@ -219,6 +219,7 @@ fn codec(c: &mut Criterion) {
             record,
             purpose: WritePurpose::Client,
             fsync: false,
+            floor: Hlc(0),
         },
     };
     let message = PeerMessage {

@@ -644,24 +644,22 @@ pub(crate) fn outcome_of(refusal: Refusal) -> &'static str {
 
 /// Answers with what was read, as it is at the present floor.
 fn accept_at(core: &mut Core, (from, tree): (&From, TreeId), op: &'static str, kind: ReplyKind) {
-    core.event(Event::Replica {
-        op,
-        outcome: "ok",
-        from: from.node,
-        trace: from.trace.clone(),
-    });
     let floor = core.floors.floor(tree);
-    core.answer_at(from.node, (from.op, from.ring, floor), kind);
+    did(core, (from, floor), op, kind);
 }
 
 fn accept(core: &mut Core, from: &From, op: &'static str, kind: ReplyKind) {
+    did(core, (from, Hlc(0)), op, kind);
+}
+
+fn did(core: &mut Core, (from, floor): (&From, Hlc), op: &'static str, kind: ReplyKind) {
     core.event(Event::Replica {
         op,
         outcome: "ok",
         from: from.node,
         trace: from.trace.clone(),
     });
-    core.answer(from.node, from.op, from.ring, kind);
+    core.answer_at(from.node, (from.op, from.ring, floor), kind);
 }
 
 fn refuse(core: &mut Core, from: &From, op: &'static str, refusal: Refusal) {

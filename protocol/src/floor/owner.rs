@@ -151,10 +151,13 @@ impl Keeper {
             scan.asker.refuse(core, FloorRefusal::Failed);
             return;
         };
+        // One that cannot be read may be of any partition.
         let held = found.iter().any(|(_, hint)| {
-            hint.counted
-                && hint.record.version().hlc <= scan.to
-                && core.tree_of(&hint.key) == scan.asker.tree
+            hint.as_ref().is_none_or(|hint| {
+                hint.counted
+                    && hint.record.version().hlc <= scan.to
+                    && core.tree_of(&hint.key) == scan.asker.tree
+            })
         });
         if held {
             scan.asker.refuse(core, FloorRefusal::Hints);

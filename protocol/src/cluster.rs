@@ -21,6 +21,7 @@ mod change;
 mod configs;
 mod drive;
 mod freeze;
+mod history;
 mod join;
 mod leave;
 mod peers;
@@ -68,6 +69,7 @@ pub struct Cluster {
     changes: change::Changes,
     admin: admin::Admin,
     drive: drive::Drive,
+    history: history::History,
     /// When a node that no config names asks to be taken in again.
     ask_again: Option<Mono>,
     probes: probe::Probes,
@@ -107,6 +109,8 @@ enum After {
     Base(Arc<Config>),
     /// The next decided config.
     Decided(Arc<Config>),
+    /// Configs from before this node.
+    Older(Vec<Arc<Config>>),
     /// What this node does not own by that config is gone; `true` if there may be more.
     Cleaned(Arc<Config>, bool),
     /// The config that is applied.
@@ -145,6 +149,7 @@ impl Cluster {
             changes: change::Changes::new(rng.next_u64()),
             admin: admin::Admin::default(),
             drive: drive::Drive::new(now.mono),
+            history: history::History::new(now.mono),
             ask_again: None,
             probes: probe::Probes::default(),
             settings,
@@ -245,6 +250,7 @@ impl Cluster {
             self.changes.deadline(),
             self.admin.deadline(),
             self.drive.deadline(),
+            self.history.deadline(),
             self.ask_again,
         ];
         timers.into_iter().flatten().min()
@@ -365,6 +371,7 @@ impl Cluster {
         self.tick_freeze(now);
         self.tick_changes(now);
         self.tick_drive(now);
+        self.tick_history(now);
         self.tick_leave(now);
         self.renew_bound(now);
         self.deliver_local(now);
@@ -410,6 +417,7 @@ impl Cluster {
             After::Send(to, message) => self.send(to, message),
             After::Base(config) => self.on_base(&config, now),
             After::Decided(config) => self.on_decided(&config, now),
+            After::Older(older) => self.on_older(older, now),
             After::Cleaned(config, more) => self.on_cleaned(config, more),
             After::Applied(config) => self.on_applied(&config, now),
             After::Frozen(ring) => self.on_freeze_stored(ring),
@@ -432,6 +440,7 @@ impl Cluster {
                 }
             }
             After::Decided(_) => self.configs.storing_failed(),
+            After::Older(_) => self.history.storing_failed(),
             After::Applied(config) => {
                 self.configs
                     .retry_applied(config, now.mono.plus(STORE_RETRY));
@@ -442,8 +451,10 @@ impl Cluster {
         }
     }
 
-    /// Whether that node may say this: whoever is not a member asks, and is answered; what is decided,
-    /// voted or remembered is taken from members alone. A node without a config believes its contacts.
+    /// Whether that node may say this: whoever is not a member asks, and is answered; what is voted or
+    /// remembered is taken from members alone. What is decided is taken from whoever knows it, as long as it
+    /// follows: all members that this node knows of may have been replaced while it was away. A node without
+    /// a config believes its contacts.
     fn may_say(&self, from: NodeId, message: &ClusterMessage) -> bool {
         use ClusterMessage as M;
         match message {
@@ -452,11 +463,11 @@ impl Cluster {
             | M::StartCheck { .. }
             | M::Foreign { .. }
             | M::Fetch { .. }
+            | M::Configs { .. }
             | M::Join { .. }
             | M::JoinBusy
             | M::JoinRefused { .. } => true,
             M::StartChecked { .. }
-            | M::Configs { .. }
             | M::Probe { .. }
             | M::Probed { .. }
             | M::Freeze { .. }

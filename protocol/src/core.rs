@@ -161,6 +161,8 @@ pub(crate) struct Core {
     pub(crate) tree_key: Option<TreeKey>,
     /// Partitions of which a node may lack writes, since a hint for it was dropped.
     pub(crate) doubts: BTreeSet<(PartitionId, NodeId)>,
+    /// Hints here, on disk or on their way to it, that counted towards a write quorum.
+    pub(crate) counted_hints: u64,
     pub(crate) latency: Latencies,
     pub(crate) now: Now,
     pub(crate) out: VecDeque<Output>,
@@ -209,6 +211,7 @@ impl Core {
             floors: Floors::default(),
             tree_key: None,
             doubts: BTreeSet::new(),
+            counted_hints: 0,
             latency: Latencies::default(),
             now,
             out: VecDeque::new(),

@@ -43,6 +43,8 @@ pub(crate) struct Hints {
 struct Target {
     waiting: u64,
     bytes: u64,
+    /// Those that counted towards a write quorum.
+    counted: u64,
     /// Hints on disk by slot, those being removed included.
     slots: BTreeMap<u8, u64>,
     delivery: Delivery,
@@ -70,15 +72,32 @@ enum Delivery {
 enum Pending {
     Put {
         at: HintKey,
-        weight: u64,
+        size: Size,
         partition: PartitionId,
         stand_in: Option<StandIn>,
     },
     Delete {
         at: HintKey,
-        weight: u64,
+        size: Size,
         why: Why,
     },
+}
+
+/// What a hint counts for.
+#[derive(Clone, Copy, Debug)]
+struct Size {
+    weight: u64,
+    /// It counted towards a write quorum.
+    counted: bool,
+}
+
+impl Size {
+    fn of(hint: &Hint) -> Self {
+        Self {
+            weight: hint.weight(),
+            counted: hint.counted,
+        }
+    }
 }
 
 /// Why a hint is removed; told when the disk has done it, so that each hint is counted once.
@@ -112,7 +131,7 @@ struct Flight {
     at: HintKey,
     /// Under which it was sent: an ack counts only as long as it holds, because owners may change.
     ring: RingVersion,
-    weight: u64,
+    size: Size,
     /// Where it belongs; `None` when it counted towards a quorum, and no close may drop it.
     partition: Option<PartitionId>,
     /// Who must still ack it: the target, or the partition's owners when the target left.
@@ -122,7 +141,7 @@ struct Flight {
 
 impl Hints {
     /// Takes over what an earlier life left on disk; `totals` may hold other shards' slots.
-    pub(crate) fn new(core: &Core, totals: &[HintTotal]) -> Self {
+    pub(crate) fn new(core: &mut Core, totals: &[HintTotal]) -> Self {
         let mut hints = Self::default();
         let count = core.settings.count;
         for total in totals
@@ -132,6 +151,8 @@ impl Hints {
             let target = hints.targets.entry(total.target).or_default();
             target.waiting += total.count;
             target.bytes += total.bytes;
+            target.counted += total.counted;
+            core.counted_hints += total.counted;
             *target.slots.entry(total.slot).or_default() += total.count;
             hints.last_seq = hints.last_seq.max(total.last_seq);
         }
@@ -153,7 +174,8 @@ impl Hints {
             record,
             counted: stand_in.is_some(),
         };
-        let weight = hint.weight();
+        let size = Size::of(&hint);
+        let weight = size.weight;
         let kept = self.targets.get(&target).map_or(0, |target| target.bytes);
         if kept + weight > core.settings.hint_bytes_max {
             match stand_in {
@@ -185,13 +207,15 @@ impl Hints {
             id,
             Pending::Put {
                 at,
-                weight,
+                size,
                 partition,
                 stand_in,
             },
         );
         core.event(Event::HintStored { target });
         let entry = self.targets.entry(target).or_default();
+        entry.counted += u64::from(size.counted);
+        core.counted_hints += u64::from(size.counted);
         entry.waiting += 1;
         entry.bytes += weight;
         *entry.slots.entry(slot).or_default() += 1;
@@ -225,13 +249,13 @@ impl Hints {
             (
                 Pending::Put {
                     at,
-                    weight,
+                    size,
                     partition,
                     stand_in,
                 },
                 Err(error),
             ) => {
-                self.forget(core, at, weight);
+                self.forget(core, at, size);
                 if let Some(asker) = stand_in {
                     let refusal = if error == StoreError::Full {
                         Refusal::DiskFull
@@ -248,7 +272,7 @@ impl Hints {
                     partition,
                 });
             }
-            (Pending::Delete { at, weight, why }, Ok(())) => {
+            (Pending::Delete { at, size, why }, Ok(())) => {
                 let target = at.target;
                 core.event(match why {
                     Why::Delivered => Event::HintDelivered { target },
@@ -259,7 +283,7 @@ impl Hints {
                         partition,
                     },
                 });
-                self.forget(core, at, weight);
+                self.forget(core, at, size);
                 if core.serving && !core.is_frozen() {
                     self.deliver(core, at.target);
                 }
@@ -270,10 +294,13 @@ impl Hints {
         true
     }
 
-    fn forget(&mut self, core: &mut Core, at: HintKey, weight: u64) {
+    fn forget(&mut self, core: &mut Core, at: HintKey, size: Size) {
         if let Some(target) = self.targets.get_mut(&at.target) {
             target.waiting = target.waiting.saturating_sub(1);
-            target.bytes = target.bytes.saturating_sub(weight);
+            target.bytes = target.bytes.saturating_sub(size.weight);
+            let counted = u64::from(size.counted).min(target.counted);
+            target.counted -= counted;
+            core.counted_hints = core.counted_hints.saturating_sub(counted);
             if let Some(count) = target.slots.get_mut(&at.slot) {
                 *count = count.saturating_sub(1);
                 if *count == 0 {
@@ -331,10 +358,10 @@ impl Hints {
         if self.commits.values().any(leaving) {
             return;
         }
-        let member = core
-            .view
-            .as_ref()
-            .is_some_and(|view| view.config.member(node).is_some());
+        // A member that is being removed as dead is not waited for.
+        let member = core.view.as_ref().is_some_and(|view| {
+            view.config.member(node).is_some() && !view.config.abandoned.contains(&node)
+        });
         let Some(target) = self.targets.get_mut(&node) else {
             return;
         };
@@ -416,6 +443,8 @@ impl Hints {
         target.waiting = target.waiting.saturating_sub(count);
         if target.slots.is_empty() {
             (target.waiting, target.bytes) = (0, 0);
+            core.counted_hints = core.counted_hints.saturating_sub(target.counted);
+            target.counted = 0;
         }
         target.delivery = Delivery::Idle;
         self.report(core, question.target);
@@ -492,7 +521,7 @@ impl Hints {
             Flight {
                 at,
                 ring: ask.ring,
-                weight: hint.weight(),
+                size: Size::of(hint),
                 partition: (!hint.counted).then(|| core.partition(&hint.key)),
                 waiting: recipients,
                 deadline,
@@ -500,13 +529,13 @@ impl Hints {
         );
         core.timers.insert((deadline, Timer::Op(op)));
         if core.has(Mutant::HintRemovedBeforeAck) {
-            self.delete(core, at, hint.weight(), Why::Delivered);
+            self.delete(core, at, Size::of(hint), Why::Delivered);
         }
     }
 
     fn drop_hint(&mut self, core: &mut Core, at: HintKey, hint: &Hint, reason: &'static str) {
         let partition = core.partition(&hint.key);
-        self.delete(core, at, hint.weight(), Why::Dropped { reason, partition });
+        self.delete(core, at, Size::of(hint), Why::Dropped { reason, partition });
     }
 
     /// A hint that cannot be read any more would hold up those behind it for ever. What it was about is not
@@ -518,12 +547,14 @@ impl Hints {
         let doubts = slot.map(|index| (PartitionId(index as u16), at.target));
         core.doubts.extend(doubts);
         let (reason, partition) = ("corrupt", PartitionId(u16::from(at.slot)));
-        self.delete(core, at, 0, Why::Dropped { reason, partition });
+        let (weight, counted) = (0, false);
+        let size = Size { weight, counted };
+        self.delete(core, at, size, Why::Dropped { reason, partition });
     }
 
-    fn delete(&mut self, core: &mut Core, at: HintKey, weight: u64, why: Why) {
+    fn delete(&mut self, core: &mut Core, at: HintKey, size: Size, why: Why) {
         let id = core.commit(Write::HintDelete { at }, Sync::Policy);
-        self.commits.insert(id, Pending::Delete { at, weight, why });
+        self.commits.insert(id, Pending::Delete { at, size, why });
     }
 
     /// An answer to a delivery; answers whether the exchange was one of ours.
@@ -546,12 +577,12 @@ impl Hints {
             }
         } else if flight.waiting.contains(&from) {
             let closed = *kind == ReplyKind::Refused(Refusal::Closed);
-            let (at, weight) = (flight.at, flight.weight);
+            let (at, size) = (flight.at, flight.size);
             let partition = flight.partition.filter(|_| closed);
             if let Some(partition) = partition {
                 // The owners have compared their copies, or will: who acknowledged it had it on disk.
                 let reason = "closed";
-                self.delete(core, at, weight, Why::Dropped { reason, partition });
+                self.delete(core, at, size, Why::Dropped { reason, partition });
             }
             self.end_flight(core, op, false);
         }
@@ -574,7 +605,7 @@ impl Hints {
         core.timers.remove(&(flight.deadline, Timer::Op(op)));
         let node = flight.at.target;
         if delivered {
-            self.delete(core, flight.at, flight.weight, Why::Delivered);
+            self.delete(core, flight.at, flight.size, Why::Delivered);
         }
         let now = core.now.mono;
         let Some(target) = self.targets.get_mut(&node) else {
@@ -617,7 +648,8 @@ impl Pending {
     }
 }
 
-/// The target, as long as it owns the partition; when it does not, all present owners. While the partition
+/// The target, as long as it owns the partition; when it does not, or is being removed as dead, all present
+/// owners. While the partition
 /// moves, its target owners too: they may have covered it already, without this write, and a write that
 /// counted because of this hint may be nowhere else.
 fn recipients(core: &Core, target: NodeId, key: &RecordKey) -> Vec<NodeId> {
@@ -629,10 +661,15 @@ fn recipients(core: &Core, target: NodeId, key: &RecordKey) -> Vec<NodeId> {
     };
     let partition = key.token.partition(view.config.partition_bits);
     let owners = view.ring.owners_of(bucket, partition);
-    let mut nodes = if owners.contains(target) {
+    let abandoned = &view.config.abandoned;
+    let mut nodes = if owners.contains(target) && !abandoned.contains(&target) {
         vec![target]
     } else {
-        owners.current.to_vec()
+        let there = owners
+            .current
+            .iter()
+            .filter(|node| !abandoned.contains(node));
+        there.copied().collect()
     };
     for node in owners.target.unwrap_or_default() {
         if !nodes.contains(node) {

@@ -119,4 +119,6 @@ mutants! {
     LatePromiseBlamed = 56,
     /// A shard says that it has drained while writes of the older ring are on their way to disk.
     DrainSkipped = 57,
+    /// A switch does not wait for hints that counted towards a write quorum.
+    CountedHintsLeft = 58,
 }

@@ -308,6 +308,11 @@ impl Repair {
             }
             return true;
         }
+        if let Some(coverage) = &mut self.coverage
+            && coverage.on_committed(core, id, result.is_ok())
+        {
+            return true;
+        }
         let Some(storing) = self.shared.commits.remove(&id) else {
             return false;
         };
@@ -379,6 +384,8 @@ impl Repair {
         self.waiters.clear();
         if ring > self.ring {
             self.coverage = None;
+        } else if let Some(coverage) = &mut self.coverage {
+            coverage.forget_buckets(core);
         }
         let Some(view) = core.view.clone() else {
             return;

@@ -59,7 +59,7 @@ impl Shard {
         let mut core = Core::new(settings, now);
         core.timers.insert((now.mono, Timer::Housekeeping));
         let replica = Replica::new(&core);
-        let hints = Hints::new(&core, totals);
+        let hints = Hints::new(&mut core, totals);
         let repair = Repair::new(&core);
         let floor = Keeper::new(&core);
         Self {

@@ -136,6 +136,8 @@ pub struct HintTotal {
     pub slot: u8,
     /// Number of hints.
     pub count: u64,
+    /// How many of them counted towards a write quorum.
+    pub counted: u64,
     /// Sum of their [`Hint::weight`]s.
     pub bytes: u64,
     /// Greatest sequence number.

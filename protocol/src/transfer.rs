@@ -16,6 +16,7 @@ use crate::antientropy::PairId;
 use crate::core::Core;
 use crate::mutant::Mutant;
 use crate::shard_io::{Event, Output};
+use crate::store::{CommitId, Sync};
 use crate::time::{Mono, SECOND};
 use crate::trees::TreeId;
 
@@ -35,7 +36,19 @@ pub(crate) struct Coverage {
     /// Received so far.
     pub(crate) bytes: u64,
     reported: Option<Mono>,
-    announced: bool,
+    end: End,
+}
+
+/// How far the end of it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// Something is missing.
+    Open,
+    /// All is here; the disk is asked to sync it. What a comparison found equal may have come as a write
+    /// under `interval` or `os`, and the former owners are about to drop theirs.
+    Syncing(CommitId),
+    /// It was said.
+    Announced,
 }
 
 /// A partition of a bucket that is not complete.
@@ -78,7 +91,7 @@ impl Coverage {
             backoff: BTreeMap::new(),
             bytes: 0,
             reported: None,
-            announced: false,
+            end: End::Open,
         };
         coverage.announce(core);
         Some(coverage)
@@ -87,6 +100,17 @@ impl Coverage {
     /// Copies that are not complete.
     pub(crate) fn open(&self) -> &BTreeSet<TreeId> {
         &self.open
+    }
+
+    /// A config of the same ring version holds: nothing has to come of buckets that are gone. (One that is new
+    /// has had joint quorums from its first write on.)
+    pub(crate) fn forget_buckets(&mut self, core: &mut Core) {
+        let Some(view) = core.view.clone() else {
+            return;
+        };
+        self.items
+            .retain(|(_, bucket), _| view.config.bucket_by_id(*bucket).is_some());
+        self.announce(core);
     }
 
     /// The next session: a partition that none is held about, one of its sources, and the buckets that need
@@ -146,18 +170,46 @@ impl Coverage {
         self.announce(core);
     }
 
-    /// Says once that everything is here.
+    /// Says once that everything is here, when it is on disk for good.
     fn announce(&mut self, core: &mut Core) {
-        if self.items.is_empty() && !self.announced {
-            self.announced = true;
-            self.tell(core);
-            core.out.push_back(Output::Covered(self.ring));
+        // A write that counted because of a hint may be at no owner: it is delivered, to the target owners
+        // too, before any of them calls itself complete by what the others have, and before a leaver goes.
+        let owes = core.counted_hints > 0 && !core.has(Mutant::CountedHintsLeft);
+        if !self.items.is_empty() || owes || self.end != End::Open {
+            return;
+        }
+        if self.total == 0 {
+            self.say(core);
+        } else {
+            self.end = End::Syncing(core.commit_all(Vec::new(), Sync::Fsync));
         }
     }
 
+    fn say(&mut self, core: &mut Core) {
+        self.end = End::Announced;
+        self.tell(core);
+        core.out.push_back(Output::Covered(self.ring));
+    }
+
+    /// A commit ended; answers whether it was the one that ends this.
+    pub(crate) fn on_committed(&mut self, core: &mut Core, id: CommitId, ok: bool) -> bool {
+        if self.end != End::Syncing(id) {
+            return false;
+        }
+        if ok {
+            self.say(core);
+        } else {
+            self.end = End::Open;
+        }
+        true
+    }
+
     pub(crate) fn report(&mut self, core: &mut Core) {
+        self.announce(core);
         let now = core.now.mono;
-        if !self.announced && self.reported.is_none_or(|at| now.since(at) >= REPORT_EVERY) {
+        if self.end != End::Announced
+            && self.reported.is_none_or(|at| now.since(at) >= REPORT_EVERY)
+        {
             self.reported = Some(now);
             self.tell(core);
         }

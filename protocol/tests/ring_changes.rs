@@ -11,6 +11,7 @@ use torc_protocol::cluster_admin::{
 use torc_protocol::cluster_io::{ClusterEvent, ClusterInput};
 use torc_protocol::cluster_message::{ClusterMessage, JoinRefusal};
 use torc_protocol::hlc::Hlc;
+use torc_protocol::store::StateKey;
 use torc_protocol::time::{MS, SECOND};
 use torc_ring::change::StageError;
 use torc_ring::{ChangeEnd, ConfigVersion, NodeId, RingChange, RingVersion};
@@ -85,6 +86,21 @@ fn a_node_joins_a_cluster_that_holds_keys() {
 }
 
 #[test]
+fn a_node_that_joins_late_keeps_what_was_decided_before_it_came() {
+    let mut world = formed(40, 4);
+    world.run(10 * SECOND);
+    for node in &world.nodes {
+        let first = StateKey::Decided(ConfigVersion(1));
+        assert!(node.disk.contains_key(&first), "{}", world.account());
+    }
+    // What is on its disk can be read again, and it is where it was.
+    world.crash(3);
+    world.start(3);
+    let there = |w: &World| w.is_formed() && w.members() == [0, 1, 2, 3];
+    assert!(world.run_till(20 * SECOND, there), "{}", world.account());
+}
+
+#[test]
 fn joins_that_arrive_together_are_one_change_and_a_late_one_waits() {
     let mut world = formed(3, 3);
     let before = ring(&world);
@@ -127,6 +143,21 @@ fn a_joiner_whose_change_was_taken_back_asks_again_and_comes_in() {
     world.start(late);
     let there = |w: &World| w.is_formed() && w.members() == [0, late];
     assert!(world.run_till(30 * SECOND, there), "{}", world.account());
+}
+
+#[test]
+fn the_only_member_starts_again_although_its_joiner_is_gone() {
+    let mut world = formed(41, 1);
+    let late = world.add(Flags::Join(vec![0]), 0);
+    world.nodes[late].covers = false;
+    assert!(world.run_till(5 * SECOND, is_joint));
+    world.crash(late);
+    world.crash(0);
+    world.start(0);
+    let serves = |w: &World| w.nodes[0].serves;
+    assert!(world.run_till(15 * SECOND, serves), "{}", world.account());
+    let aborted = |w: &World| end(w) == Some(ChangeEnd::NoTargetQuorum);
+    assert!(world.run_till(20 * SECOND, aborted), "{}", world.account());
 }
 
 #[test]

@@ -4,13 +4,14 @@
 
 mod nodes;
 
-use nodes::{A, B, C, Cluster, D, E, F};
+use nodes::{A, B, C, Cluster, D, E, F, put_with, stored};
+use torc_protocol::client::ClientOp;
 use torc_protocol::record::{Parts, Record};
-use torc_protocol::shard_io::Event;
+use torc_protocol::shard_io::{Event, View};
 use torc_protocol::store::{Sync, Write};
 use torc_protocol::time::SECOND;
 use torc_protocol::version::Version;
-use torc_ring::{NodeId, RingVersion};
+use torc_ring::{NodeId, Quorum, RingVersion};
 
 fn name(number: usize) -> Vec<u8> {
     format!("key-{number:06}").into_bytes()
@@ -202,6 +203,88 @@ fn what_is_received_is_fsynced_before_it_counts() {
     }
     assert!(fsynced > 0);
     assert!(cluster.value(D, b"k").is_some());
+}
+
+#[test]
+fn what_a_comparison_found_equal_is_synced_before_it_counts() {
+    let mut cluster = ring(&[A, B, C]);
+    for id in [A, B, C, D] {
+        cluster.plant(id, b"k", record(9, b"v"));
+    }
+    cluster.hold_commits(&[D]);
+    cluster.rings(&[A, B, C], Some(&[D, E, F]));
+    cluster.advance(10 * SECOND);
+    let version = cluster.ring(A);
+    assert!(
+        !covered(&cluster, version).contains(&D),
+        "the write that brought it may not be synced yet"
+    );
+    let mut last = None;
+    while let Some(sync) = cluster.commit(D, Ok(())) {
+        last = Some(sync);
+        cluster.settle();
+    }
+    assert_eq!(last, Some(Sync::Fsync));
+    assert!(covered(&cluster, version).contains(&D));
+}
+
+#[test]
+fn hints_that_counted_are_delivered_before_their_keeper_calls_itself_complete() {
+    let mut cluster = ring(&[A, B, C, D]);
+    let (owners, stand_in) = cluster.placement(b"k");
+    let (coordinator, dead) = (owners[0], owners[1]);
+    cluster.isolate(dead);
+    let living: Vec<NodeId> = cluster.ids();
+    for id in living.into_iter().filter(|id| *id != dead) {
+        cluster.believe_dead(id, &[dead]);
+    }
+    let mut op = put_with(b"k", b"v", Quorum::All);
+    if let ClientOp::Put { sloppy, .. } = &mut op {
+        *sloppy = Some(true);
+    }
+    let request = cluster.client(coordinator, op);
+    cluster.settle();
+    assert!(stored(cluster.reply(request)).is_some());
+    assert_eq!(cluster.hints_on_disk(stand_in), 1);
+    // It is known after a restart, too.
+    cluster.restart(stand_in);
+    cluster.believe_dead(stand_in, &[dead]);
+
+    cluster.rings(&[A, B, C, D], Some(&[A, B, C, D, E]));
+    cluster.advance(30 * SECOND);
+    let version = cluster.ring(A);
+    assert!(!covered(&cluster, version).contains(&stand_in));
+    assert!(covered(&cluster, version).contains(&E));
+    cluster.heal();
+    for id in cluster.ids() {
+        cluster.believe_dead(id, &[]);
+    }
+    cluster.advance(30 * SECOND);
+    assert!(covered(&cluster, version).contains(&stand_in));
+    assert_eq!(cluster.hints_on_disk(stand_in), 0);
+    assert!(cluster.value(dead, b"k").is_some());
+}
+
+#[test]
+fn a_bucket_that_goes_meanwhile_is_waited_for_no_more() {
+    let mut cluster = ring(&[A, B, C]);
+    for id in [A, B] {
+        cluster.plant(id, b"k", record(9, b"v"));
+    }
+    cluster.isolate(D);
+    cluster.rings(&[A, B, C], Some(&[D, E, F]));
+    cluster.advance(5 * SECOND);
+    let version = cluster.ring(A);
+    assert!(!covered(&cluster, version).contains(&D));
+    let mut config = cluster.view(A).config.clone();
+    config.version.0 += 1;
+    config.buckets.clear();
+    let view = View::new(config);
+    for id in cluster.ids() {
+        cluster.apply_view(id, &view);
+    }
+    cluster.advance(SECOND);
+    assert!(covered(&cluster, version).contains(&D));
 }
 
 #[test]

@@ -469,11 +469,13 @@ impl Store {
                 target,
                 slot,
                 count: 0,
+                counted: 0,
                 bytes: 0,
                 last_seq: 0,
             };
             let total = totals.entry((target, slot)).or_insert(none);
             total.count += 1;
+            total.counted += u64::from(hint.counted);
             total.bytes += hint.weight();
             total.last_seq = total.last_seq.max(at.seq);
         }

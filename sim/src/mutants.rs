@@ -57,6 +57,7 @@ pub fn broken(mutant: Mutant) -> &'static [Invariant] {
         | Mutant::AbortNeedsTarget
         | Mutant::VersionSkipped
         | Mutant::LeaverStopsEarly
+        | Mutant::CountedHintsLeft
         | Mutant::CloseNotInherited => &[],
     }
 }

@@ -80,11 +80,13 @@ impl MemStore {
                 target: at.target,
                 slot: at.slot,
                 count: 0,
+                counted: 0,
                 bytes: 0,
                 last_seq: 0,
             };
             let total = totals.entry((at.target, at.slot)).or_insert(none);
             total.count += 1;
+            total.counted += u64::from(hint.counted);
             total.bytes += hint.weight();
             total.last_seq = total.last_seq.max(at.seq);
         }

@@ -655,10 +655,12 @@ fn count_hints(db: &DB, path: &std::path::Path) -> Result<Vec<HintTotal>, Storag
                 target: at.target,
                 slot: at.slot,
                 count: 0,
+                counted: 0,
                 bytes: 0,
                 last_seq: 0,
             });
             total.count += 1;
+            total.counted += u64::from(schema::hint_counted(value));
             total.bytes += schema::hint_weight(value.len());
             total.last_seq = total.last_seq.max(at.seq);
         } else {

@@ -174,6 +174,11 @@ pub(crate) fn parse_hint_value(at: HintKey, bytes: &[u8]) -> Result<Hint, StoreE
     parse().ok_or(StoreError::Corrupt)
 }
 
+/// Whether the hint in that value counted towards a write quorum, without reading the rest of it.
+pub(crate) fn hint_counted(value: &[u8]) -> bool {
+    value.get(1).is_some_and(|flags| flags & HINT_COUNTED != 0)
+}
+
 /// [`Hint::weight`] of the hint in a value of that length, without reading the value.
 pub(crate) fn hint_weight(value_len: usize) -> u64 {
     (value_len.saturating_sub(HINT_HEAD) + 64) as u64

@@ -410,6 +410,7 @@ fn hints_are_counted_at_the_next_start(place: &impl Place) {
         target: NodeId(9),
         slot,
         count,
+        counted: count,
         bytes: count * counted.weight(),
         last_seq,
     };

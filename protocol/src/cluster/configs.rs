@@ -15,7 +15,7 @@ use crate::time::{Mono, Now, SECOND};
 use crate::wire::{self, Blob};
 
 /// Decided versions that a node keeps. One that was away for longer can only come back as a new node.
-const HISTORY_MAX: u64 = 1_000;
+pub(super) const HISTORY_MAX: u64 = 1_000;
 /// Nodes that are told when a version is stored; further ones learn it from the next ping.
 const WAITERS_MAX: usize = 64;
 /// A fetch that is not answered for so long goes to another peer, in microseconds.
@@ -74,6 +74,17 @@ impl Configs {
 
     pub(super) fn latest(&self) -> Option<&Arc<Config>> {
         self.kept.values().next_back()
+    }
+
+    /// The oldest version that is kept.
+    pub(super) fn oldest(&self) -> Option<ConfigVersion> {
+        self.kept.keys().next().copied()
+    }
+
+    /// Versions right before the oldest one.
+    pub(super) fn keep_older(&mut self, older: Vec<Arc<Config>>) {
+        let older = older.into_iter().map(|config| (config.version, config));
+        self.kept.extend(older);
     }
 
     pub(super) fn latest_version(&self) -> ConfigVersion {
@@ -205,6 +216,7 @@ impl Cluster {
         }
         let have = self.configs.latest_version();
         self.configs.fetching = None;
+        self.take_older(oldest, configs);
         if have.0 > 0 && oldest.0 > have.0 + 1 {
             self.event(ClusterEvent::FarBehind {
                 peer: from,

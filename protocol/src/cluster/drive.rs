@@ -157,7 +157,7 @@ impl Cluster {
             return;
         }
         let progress = match self.drive.own {
-            (own, progress) if own == ring => progress,
+            (own, progress) if own == ring || self.has(Mutant::StaleCompletion) => progress,
             _ => Progress::default(),
         };
         self.send(from, ClusterMessage::Progress { ring, progress });

@@ -90,6 +90,9 @@ impl Cluster {
 
     fn judge_start(&mut self, now: Now) {
         let others = self.others();
+        // Those that are only about to join may never have been there: nobody has to wait for them.
+        let latest = self.configs.latest();
+        let alone = latest.is_some_and(|c| c.current.iter().all(|m| m.id == self.node));
         let Phase::Checking(check) = &mut self.phase else {
             return;
         };
@@ -100,7 +103,7 @@ impl Cluster {
             .collect();
         let waited = now.mono.since(check.since);
         let nobody_is_late = || silent.iter().all(|id| !self.peers.was_heard(*id));
-        let anybody = silent.len() < others.len();
+        let anybody = alone || silent.len() < others.len();
         check.passed |= silent.is_empty()
             || (anybody && waited >= WAIT && nobody_is_late())
             || (anybody && waited >= WAIT_HEARD);

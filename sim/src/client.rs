@@ -4,20 +4,20 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use torc_protocol::client::{
-    ClientError, ClientOp, ClientReply, ClientRequest, ListedKey, RequestId, Value,
-};
+use torc_protocol::client::{ClientError, ClientOp, ClientReply, ClientRequest, RequestId, Value};
 use torc_protocol::message::OpId;
 use torc_protocol::record::{Kind, Record};
 use torc_protocol::time::{MS, Mono, SECOND};
 use torc_protocol::version::{Digest, Version};
-use torc_ring::{NodeId, PartitionId, Quorum, ReadRepair};
+use torc_ring::{NodeId, PartitionId, Quorum, RingVersion};
 
 use crate::check::order::{self, Floor, Part};
 use crate::check::{Invariant, Violation, causal};
 use crate::place::{Placed, Set};
 use crate::plan::Plan;
-use crate::world::{BUCKET, Ev, Place, World, key_bytes, number_of_bytes};
+use crate::world::{BUCKET, Ev, Place, World, key_bytes};
+
+mod answers;
 
 /// How much later than its deadline an answer may come: housekeeping's interval and what lies around it.
 const GRACE: u64 = 400 * MS;
@@ -56,6 +56,8 @@ struct Op {
     node: usize,
     begun: u64,
     deadline: u64,
+    /// The ring of its shard when it began, for a watch, which may answer with what it read then.
+    watched: Option<RingVersion>,
     what: What,
     floors: BTreeMap<u64, Floor>,
 }
@@ -109,7 +111,15 @@ impl World {
         if self.clients.issued >= self.plan.ops {
             return;
         }
-        let node = self.rng.below(self.nodes.len() as u64) as usize;
+        let mut node = self.rng.below(self.nodes.len() as u64) as usize;
+        if self.plan.moves && !self.nodes[node].serving && self.rng.chance(800) {
+            // Most clients know who serves.
+            let serving = (0..self.nodes.len()).filter(|at| self.nodes[*at].serving);
+            let serving: Vec<usize> = serving.collect();
+            if !serving.is_empty() {
+                node = self.rng.pick(&serving);
+            }
+        }
         if !self.nodes[node].is_up() {
             self.schedule(MS, Ev::Client { client });
             return;
@@ -306,11 +316,13 @@ impl World {
             What::List { partition, .. } => (*partition, self.clients.floors.clone()),
         };
         self.note(format_args!("client asks n{node} {id:?}: {op:?}"));
+        let watched = matches!(op, ClientOp::Watch { .. }).then(|| self.ring_at(node, partition));
         let waiting = Op {
             client,
             node,
             begun: self.now,
             deadline,
+            watched,
             what,
             floors,
         };
@@ -450,7 +462,12 @@ impl World {
         if !self.plan.forgets() && !unseen {
             for set in &sets {
                 let (copies, w) = (
-                    self.copies(&record_key, digest, set, sloppy),
+                    self.copies(
+                        (&record_key, digest),
+                        set,
+                        placed.view.config.version,
+                        sloppy,
+                    ),
                     w.required(set.nodes.len()),
                 );
                 if copies < w {
@@ -495,6 +512,14 @@ impl World {
         *newest = digest.version.max(*newest);
     }
 
+    /// The ring version that the shard of that partition goes by.
+    fn ring_at(&self, node: usize, partition: u16) -> RingVersion {
+        let slots = &self.nodes[node].slots;
+        let slot = slots.get(usize::from(partition) % slots.len().max(1));
+        let placed = slot.and_then(|slot| slot.placed.as_ref());
+        placed.map_or(RingVersion(0), |placed| placed.view.config.ring_version)
+    }
+
     /// What the shard goes by.
     fn placed_at(&self, at: Place) -> Option<Arc<Placed>> {
         let slot = self.nodes[at.node].slots.get(usize::from(at.shard))?;
@@ -507,117 +532,6 @@ impl World {
             .entry(key)
             .or_default()
             .raise(on, version);
-    }
-
-    fn on_found(&mut self, at: Place, op: &Op, (key, r): (u64, Quorum), record: Option<&Record>) {
-        let digest = record.map(Record::digest);
-        if let Some(record) = record {
-            self.genuine(key, record);
-        }
-        let Some(placed) = self.placed_at(at).filter(|_| !self.plan.forgets()) else {
-            return;
-        };
-        let record_key = self.record_key(key);
-        let sets = placed.sets(&record_key);
-        let floor = op.floors.get(&key).cloned().unwrap_or_default();
-        let partition = record_key.token.partition(self.plan.bits).0;
-        let asked = self.whole(parts(&sets, r), &sets);
-        let found = digest.map(|d| d.version);
-        let result = order::read(&floor, &asked, found).or_else(|wrong| {
-            let place = (key, partition);
-            self.deleted.judge(place, (&floor, &asked), found, wrong)
-        });
-        // What clients never saw wrongly, but is not there in the end, is lost.
-        self.check(result.map_err(|violation| Violation {
-            invariant: if op.client.is_none() && violation.invariant == Invariant::Order {
-                Invariant::Readable
-            } else {
-                violation.invariant
-            },
-            ..violation
-        }));
-        let Some(digest) = digest else { return };
-        let mut on = Vec::new();
-        for set in &sets {
-            let n = set.nodes.len();
-            let promised = if self.plan.repair == ReadRepair::Blocking {
-                let (r, w) = (r.required(n), self.plan.w.required(n));
-                r.min(w.max(n + 1 - r).min(n))
-            } else {
-                1
-            };
-            let copies = self.copies(&record_key, digest, set, false);
-            if copies < promised {
-                let what = format!(
-                    "a read of key {key} answers what {copies} of {promised} owners have on disk"
-                );
-                self.fail(Violation::new(Invariant::Durable, what));
-            }
-            on.push(Part {
-                set: set.id,
-                of: n,
-                count: promised,
-            });
-        }
-        self.raise(key, &on, digest.version);
-    }
-
-    /// The record is what a client wrote to that key.
-    fn genuine(&mut self, key: u64, record: &Record) {
-        if let Some(write) = write_of(record) {
-            if self.clients.writes.get(&write) != Some(&key) {
-                let what = format!("key {key} holds write {write}, which was not made there");
-                self.fail(Violation::new(Invariant::Genuine, what));
-            }
-            if self.clients.void.contains(&write) {
-                let what = format!("write {write} is visible, but was said to have no effect");
-                self.fail(Violation::new(Invariant::Genuine, what));
-            }
-        }
-        let seen = self.mint.seen(key, record.digest(), write_of(record));
-        self.check(seen);
-    }
-
-    fn on_listed(&mut self, at: Place, op: &Op, keys: &[ListedKey], complete: bool) {
-        let What::List {
-            partition,
-            from_start,
-        } = op.what
-        else {
-            return;
-        };
-        let mut listed = BTreeMap::new();
-        for key in keys {
-            let number = number_of_bytes(&key.key);
-            let twice = listed.insert(number, key.digest.version).is_some();
-            if twice || !(0..self.plan.keys).contains(&number) {
-                self.fail(Violation::new(
-                    Invariant::Genuine,
-                    format!("a list names key {number} twice or wrongly"),
-                ));
-            }
-        }
-        let Some(placed) = self.placed_at(at).filter(|_| !self.plan.forgets()) else {
-            return;
-        };
-        for (&key, floor) in &op.floors {
-            let record_key = self.record_key(key);
-            if record_key.token.partition(self.plan.bits).0 != partition {
-                continue;
-            }
-            let sets = placed.sets(&record_key);
-            let asked = self.whole(parts(&sets, self.plan.r), &sets);
-            let must = floor.seen_by(&asked);
-            let missing =
-                complete && from_start && must.is_some() && !self.clients.mortal.contains(&key);
-            let found = listed.get(&key).copied();
-            if (found.is_some() || missing) && found < must {
-                let what = format!(
-                    "a list of {asked:?} names key {key} as {found:?}, but {must:?} was known"
-                );
-                self.fail(Violation::new(Invariant::Order, what));
-            }
-        }
     }
 }
 

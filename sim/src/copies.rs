@@ -2,6 +2,7 @@
 
 use torc_protocol::message::RecordKey;
 use torc_protocol::version::{Digest, Version};
+use torc_ring::ConfigVersion;
 
 use crate::check::order::Part;
 use crate::place::Set;
@@ -30,12 +31,12 @@ impl World {
     }
 
     /// Owners of a set, and stand-ins if they count, that have that state or a later one. Owners whose data
-    /// is lost may have had it.
+    /// is lost may have had it, and so may those that know a later config by which they are none.
     pub(crate) fn copies(
         &self,
-        key: &RecordKey,
-        digest: Digest,
+        (key, digest): (&RecordKey, Digest),
         set: &Set<'_>,
+        version: ConfigVersion,
         sloppy: bool,
     ) -> usize {
         let has = |at: usize| {
@@ -49,6 +50,7 @@ impl World {
             stored
                 || self.is_collected(at, key, digest.version)
                 || self.nodes[at].fate != Fate::Stays
+                || self.may_have_dropped(at, key, version)
         };
         let owners = set
             .nodes

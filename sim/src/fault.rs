@@ -2,8 +2,19 @@
 
 use torc_protocol::record::{Kind, Parts, Record};
 use torc_protocol::time::{MS, SECOND};
+use torc_ring::{Bucket, Config};
 
 use crate::world::{EPOCH, Ev, Fate, Mend, World};
+
+/// Members whose data may be lost for good without the loss of anything that was acknowledged by a
+/// majority: fewer than half of the owners of any key, and of the members, in either ring.
+fn losses_max(config: &Config) -> usize {
+    let replicas = |bucket: &Bucket| usize::from(bucket.n.min(config.target_replicas(bucket)));
+    let target = config.target.as_ref().unwrap_or(&config.current);
+    let members = config.current.len().min(target.len());
+    let owners = config.buckets.iter().map(replicas).min().unwrap_or(0);
+    owners.min(members).saturating_sub(1) / 2
+}
 
 impl World {
     /// One fault of the kinds that this run has, and the time of the next. A new kind gets a weight in
@@ -24,6 +35,7 @@ impl World {
             faults.lags,
             faults.twins,
             faults.relics,
+            faults.changes,
         ];
         let total: u64 = weights.iter().sum();
         let after = self.rng.tailed(faults.every);
@@ -55,7 +67,8 @@ impl World {
                 9 => self.rot(node),
                 10 => self.slow_link(node),
                 11 => self.twin(node),
-                _ => self.lose_file(node),
+                12 => self.lose_file(node),
+                _ => self.change_ring(node),
             }
         }
         self.schedule(after, Ev::Fault);
@@ -99,6 +112,16 @@ impl World {
         ));
     }
 
+    /// Nothing reaches a node for a while.
+    pub(crate) fn deafen(&mut self, node: usize) {
+        let span = self.rng.tailed(500 * MS);
+        for other in (0..self.nodes.len()).filter(|other| *other != node) {
+            self.cuts.insert((other, node));
+            self.schedule(span, Ev::Mend(Mend::Cut(node, other)));
+        }
+        self.note(format_args!("n{node} hears nothing for {span}"));
+    }
+
     /// Kills one node, sometimes all of them.
     fn crash_some(&mut self, node: usize) {
         let all = self.rng.chance(100);
@@ -133,11 +156,10 @@ impl World {
     }
 
     /// Whether one more member may lose its data for good.
-    fn may_lose(&self, node: usize) -> bool {
+    pub(crate) fn may_lose(&self, node: usize) -> bool {
         let Some(latest) = self.agreed.latest() else {
             return false;
         };
-        let members = latest.current.len();
         // A joiner may be a member by a decision that nobody has stored yet.
         let is_member = latest.member(self.nodes[node].member.id).is_some();
         // Members that have not heard of the newest config need a majority of the one before.
@@ -147,13 +169,13 @@ impl World {
         });
         is_member
             && all_know
-            && self.nodes[node].fate == Fate::Stays
-            && self.nodes[node].disk.rotten.is_none()
-            && self.lost_members() < self.plan.losses_max(members)
+            && self.has_its_data(node)
+            && !self.nodes[node].doomed
+            && self.lost_members() < losses_max(latest)
     }
 
     /// A node's data directory is lost; it comes back as a new node.
-    fn lose_data(&mut self, node: usize) {
+    pub(crate) fn lose_data(&mut self, node: usize) {
         if !self.may_lose(node) {
             return;
         }

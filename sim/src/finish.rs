@@ -15,6 +15,8 @@ const DRAIN_MAX: u64 = 120 * SECOND;
 const FORM_MAX: u64 = 120 * SECOND;
 /// Clocks that were not further ahead than this are waited for, in microseconds.
 const AHEAD_WAITED: u64 = 30 * SECOND;
+/// Operators look at the ring this often, in microseconds.
+const TIDY_EVERY: u64 = 3 * SECOND;
 /// No message or disk operation takes longer, in microseconds.
 const SLOWEST: u64 = 10 * SECOND;
 /// Virtual time until owners that compare their copies have to be equal, in microseconds.
@@ -125,6 +127,7 @@ impl World {
         for node in 0..self.nodes.len() {
             let this = &mut self.nodes[node];
             (this.offset, this.rate, this.disk.full) = (0, 0, false);
+            this.doomed = false;
             self.replace_rotten(node);
             self.schedule(0, Ev::Restart { node });
         }
@@ -133,14 +136,24 @@ impl World {
     /// All members serve under the newest config again.
     fn form_again(&mut self) {
         let end = self.now + FORM_MAX + self.ahead_max;
-        while self.goes_on() && !self.is_formed() {
+        let mut tidy_at = self.now + TIDY_EVERY;
+        while self.goes_on() && !(self.is_formed() && self.is_tidy()) {
             if self.now > end {
                 let what = "the members do not serve under one config long after faults have ended";
                 self.fail(Violation::new(Invariant::Progress, what));
                 return;
             }
+            if self.now >= tidy_at {
+                tidy_at = self.now + TIDY_EVERY;
+                self.tidy_ring();
+            }
             self.step();
         }
+    }
+
+    /// Nobody is a member who is gone for good, where operators can take them out.
+    fn is_tidy(&self) -> bool {
+        !self.plan.moves || self.lost_members() == 0
     }
 
     /// The members can still agree on something, and apply it.
@@ -159,6 +172,12 @@ impl World {
             self.pass(SECOND);
         }
         self.form_again();
+        if self.goes_on() && self.plan.faults.changes > 0 {
+            let node = self.any_serving();
+            self.last_change(node);
+            self.pass(SECOND);
+            self.form_again();
+        }
     }
 
     fn any_serving(&mut self) -> usize {
@@ -180,9 +199,10 @@ impl World {
 
     /// Hints whose target is there to take them.
     fn hints_on_disk(&self) -> usize {
+        // Where members are replaced, what the present owners lack goes to them.
         let there = |id: NodeId| {
-            self.index_of(id)
-                .is_some_and(|at| self.nodes[at].fate == Fate::Stays)
+            let at = self.index_of(id);
+            self.plan.moves || at.is_some_and(|at| self.nodes[at].fate == Fate::Stays)
         };
         self.nodes
             .iter()
@@ -257,6 +277,8 @@ impl World {
             .nodes
             .iter()
             .any(|node| node.books.dropped + node.books.refused > 0);
+        // Who leaves takes the hints along that it kept for others.
+        let dropped = dropped || self.counts.contains_key("rare: left");
         !faults.end_lives() && faults.full == 0 && faults.refusals == 0 && !dropped
     }
 
@@ -359,6 +381,8 @@ impl World {
             if !self.goes_on() || oks(self) > before {
                 return;
             }
+            // A node that has just found its clock set distrusts it for ten seconds.
+            self.pass(5 * SECOND);
         }
         if !self.goes_on() {
             return;

@@ -21,6 +21,10 @@ impl World {
             }
             return;
         }
+        if !self.nodes[node].serving && self.rng.chance(50) {
+            // The nodes that it is started with may be others than those that it remembers.
+            self.name_contacts(node);
+        }
         self.look_who_lives(node);
         self.look_at_news(node);
     }

@@ -13,6 +13,7 @@ mod fault;
 mod finish;
 mod gossip;
 pub mod minimise;
+mod moves;
 pub mod mutants;
 mod operator;
 mod place;

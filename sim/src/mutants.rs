@@ -24,8 +24,10 @@ pub fn broken(mutant: Mutant) -> &'static [Invariant] {
         Mutant::VoteBeforeDurable
         | Mutant::AcceptedIgnored
         | Mutant::VoteBeforeStartCheck
+        | Mutant::VersionSkipped
         | Mutant::LatePromiseBlamed => &[I::Agreed],
-        Mutant::ProposalOnUndecided => &[I::Agreed, I::Progress],
+        // Of these two the first that shows depends on how many nodes have the wrong idea.
+        Mutant::ProposalOnUndecided | Mutant::AcceptorsFromTarget => &[I::Agreed, I::Progress],
         Mutant::BallotReused => &[I::Agreed, I::Mint],
         Mutant::ContextUnheard => &[I::Causal],
         Mutant::DigestOfVersion => &[I::Converge, I::Durable],
@@ -40,24 +42,22 @@ pub fn broken(mutant: Mutant) -> &'static [Invariant] {
         Mutant::LowerFloorTrusted => &[I::Deleted],
         Mutant::LostFileKeepsFloor => &[I::Deleted, I::Readable],
         Mutant::MergeByExpiry => &[I::Converge, I::Order, I::Durable, I::Readable],
-        // What the other rules of floors prevent hides these four; nobody moves partitions in the worlds yet.
-        Mutant::FloorBeforeCloses
+        Mutant::UnionQuorum => &[I::Durable, I::OneRing, I::Order],
+        Mutant::TargetReadsOnly => &[I::Order, I::Durable],
+        Mutant::RetainedNotCovered | Mutant::SwitchEarly | Mutant::StaleCompletion => {
+            &[I::Covered, I::Order, I::Readable]
+        }
+        Mutant::CleanedEarly => &[I::Covered, I::Order, I::Readable, I::Durable],
+        Mutant::CountedHintsLeft => &[I::Covered],
+        Mutant::LeftoversKept => &[I::Cleaned],
+        Mutant::AbortNeedsTarget | Mutant::LeaverStopsEarly => &[I::Progress],
+        // The first is shown by few seeds, and not reliably within a thousand. What the other rules of floors
+        // prevent hides the next four; the last needs floors and moving partitions in one world.
+        Mutant::SingleSource
+        | Mutant::FloorBeforeCloses
         | Mutant::ReadIgnoresFloor
         | Mutant::RebuildRaisesFirst
         | Mutant::SessionCountedEarly
-        | Mutant::UnionQuorum
-        | Mutant::TargetReadsOnly
-        | Mutant::SingleSource
-        | Mutant::RetainedNotCovered
-        | Mutant::SwitchEarly
-        | Mutant::StaleCompletion
-        | Mutant::CleanedEarly
-        | Mutant::LeftoversKept
-        | Mutant::AcceptorsFromTarget
-        | Mutant::AbortNeedsTarget
-        | Mutant::VersionSkipped
-        | Mutant::LeaverStopsEarly
-        | Mutant::CountedHintsLeft
         | Mutant::CloseNotInherited => &[],
     }
 }

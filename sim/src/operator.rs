@@ -29,7 +29,11 @@ impl World {
         config.next_bucket.0 += 1;
         let name = format!("x{}-{}", id.0, self.rng.below(1 << 20));
         config.buckets.truncate(1);
-        config.buckets.push(Bucket::new(id, &name));
+        let mut bucket = Bucket::new(id, &name);
+        // With fewer owners it could be without a majority from the start, where members are lost.
+        let first = &config.buckets[0];
+        (bucket.n, bucket.r, bucket.w) = (first.n, first.r, first.w);
+        config.buckets.push(bucket);
         self.count("fault: new config");
         self.cluster_input(node, ClusterInput::Propose(Arc::new(config)));
     }

@@ -18,8 +18,12 @@ pub struct Plan {
     pub seed: u64,
     /// Operations of clients.
     pub ops: u64,
-    /// Nodes, 1..=7.
+    /// Nodes that make up the cluster at first, 1..=7.
     pub nodes: usize,
+    /// Further nodes, which begin when an operator starts them.
+    pub spares: usize,
+    /// Whether data moves when the members change; else they change only while there are no keys.
+    pub moves: bool,
     /// How they become a cluster.
     pub formation: Formation,
     /// Clients do not wait until the cluster is complete.
@@ -78,7 +82,7 @@ pub struct Plan {
 }
 
 /// Numbers of a plan that can be set by name; those from `loss` on are rates of faults, 0 for none.
-pub const NAMES: [&str; 34] = [
+pub const NAMES: [&str; 36] = [
     "nodes",
     "ops",
     "run",
@@ -113,6 +117,8 @@ pub const NAMES: [&str; 34] = [
     "twins",
     "drift_ppm",
     "relics",
+    "changes",
+    "force",
 ];
 
 /// Nothing in a plan is called so.
@@ -175,12 +181,26 @@ pub struct Faults {
     pub drift_ppm: u64,
     /// Weight of lost files in whose place older ones come to light.
     pub relics: u64,
+    /// Weight of operators who change the ring.
+    pub changes: u64,
+    /// Whether operators give up nodes that have died, and what these have: 0 or 1.
+    pub force: u64,
 }
 
 impl Plan {
     /// What `seed` draws, for a run of `ops` operations.
     #[must_use]
     pub fn draw(seed: u64, ops: u64) -> Self {
+        Self::draw_world(seed, ops, true)
+    }
+
+    /// The same where no floor is raised, whatever the seed says, so that partitions may move.
+    #[must_use]
+    pub fn draw_without_floors(seed: u64, ops: u64) -> Self {
+        Self::draw_world(seed, ops, false)
+    }
+
+    fn draw_world(seed: u64, ops: u64, floors: bool) -> Self {
         let mut rng = Rng::new(seed);
         let rng = &mut rng;
         let nodes = rng.pick(&[1, 2, 3, 3, 3, 4, 5, 5, 6, 7]);
@@ -207,6 +227,8 @@ impl Plan {
             seed,
             ops,
             nodes,
+            spares: 0,
+            moves: false,
             formation,
             early: rng.chance(150),
             bits: rng.pick(&[0, 2, 4, 6]),
@@ -255,17 +277,32 @@ impl Plan {
         if gentle {
             plan.faults.spare_hints();
         }
-        if rng.chance(60) {
+        let storms = rng.chance(60);
+        if storms {
             plan.storm();
         }
-        plan.draw_floors();
+        if floors {
+            plan.draw_floors();
+        }
+        // Both at once is still to come: partitions do not move where floors are raised.
+        plan.moves = plan.floor_interval == 0 && rng.chance(800);
+        if plan.moves {
+            plan.faults.freezes = 0;
+        }
+        if plan.moves && !storms && rng.chance(800) {
+            plan.move_ring(rng);
+            plan.faults.force = u64::from(!gentle && rng.chance(700));
+        }
+        if !plan.moves && plan.floor_interval == 0 && !storms {
+            plan.sharpen();
+        }
         plan
     }
 
     /// Draws from a sequence of its own, so that the rest of a seed stays as it was.
     fn draw_floors(&mut self) {
         let mut rng = Rng::new(self.seed ^ 0x00f1_0042);
-        if !rng.chance(500) {
+        if !rng.chance(350) {
             return;
         }
         self.antientropy = true;
@@ -287,6 +324,50 @@ impl Plan {
         let faults = &mut self.faults;
         (faults.every, faults.configs, faults.lags) = (50 * MS, 10, 3);
         (faults.slow, faults.read_errors, faults.duplicates) = (200, 200, 0);
+    }
+
+    /// Worlds without floors and moves hide least: some of them are made for what chance alone seldom brings.
+    fn sharpen(&mut self) {
+        let mut rng = Rng::new(self.seed ^ 0x0051_a4b7);
+        (self.n, self.r, self.w) = (3, Quorum::Count(2), Quorum::Count(2));
+        let faults = &mut self.faults;
+        match rng.below(3) {
+            // Owners miss more than their hints may take, and nothing but hints brings it to them.
+            0 => {
+                faults.spare_hints();
+                self.nodes = self.nodes.max(3);
+                (faults.cuts, faults.every, faults.twins) = (3, 300 * MS, 0);
+                (self.antientropy, self.hint_bytes_max) = (false, 500);
+                (self.hint_age_max, self.keys) = (10_800 * SECOND, 20);
+                self.think = self.think.max(5 * MS);
+            }
+            // Nodes whose clocks are set crash again and again, and forget what they were writing.
+            1 => {
+                self.fsync = false;
+                (faults.jumps, faults.crashes, faults.cuts) = (2, 3, 3);
+                (faults.every, faults.slow, faults.wipes) = (50 * MS, 50, 0);
+                (self.mix, self.keys, self.drift_max) = ([1, 3, 0, 0, 0], 3, 60 * SECOND);
+                (self.clients, self.think) = (4, 200 * MS);
+            }
+            _ => {}
+        }
+    }
+
+    /// Operators change the ring while clients work; that takes seconds, so the run lasts for some.
+    fn move_ring(&mut self, rng: &mut Rng) {
+        self.spares = rng.pick(&[0, 1, 2, 2, 3, 4]);
+        self.faults.changes = rng.pick(&[1, 3, 10]);
+        self.faults.every = rng.pick(&[300 * MS, SECOND, SECOND, 3 * SECOND]);
+        match rng.below(10) {
+            // What is said of one change arrives in the next.
+            0..=2 => (self.faults.slow, self.faults.lags) = (200, 3),
+            // Not everybody hears of a decision.
+            3 | 4 => self.faults.loss = 200,
+            _ => {}
+        }
+        self.clients = self.clients.max(3);
+        let span = rng.pick(&[8, 15, 30]) * SECOND;
+        self.think = span * self.clients / self.ops.max(1);
     }
 
     /// Sets one number by its name: those of [`NAMES`].
@@ -333,18 +414,12 @@ impl Plan {
             "twins" => &mut faults.twins,
             "drift_ppm" => &mut faults.drift_ppm,
             "relics" => &mut faults.relics,
+            "changes" => &mut faults.changes,
+            "force" => &mut faults.force,
             _ => return Err(NoSuchName),
         };
         *place = value;
         Ok(())
-    }
-
-    /// Members whose data may be lost for good without the loss of anything that was acknowledged by a
-    /// majority: fewer than half of the owners of any key, and of the members.
-    #[must_use]
-    pub fn losses_max(&self, members: usize) -> usize {
-        let owners = usize::from(self.n).min(members);
-        owners.saturating_sub(1) / 2
     }
 
     /// Whether data that was reported committed may be gone later.
@@ -385,6 +460,8 @@ impl Faults {
             twins: u64::from(rare),
             drift_ppm: some(&[50, 500, 20_000]),
             relics: 0,
+            changes: 0,
+            force: 0,
             every: rng.pick(&[50 * MS, 300 * MS, SECOND, 4 * SECOND]),
         }
     }
@@ -397,7 +474,8 @@ impl Faults {
 
     /// Whether lives of nodes end without a warning.
     pub(crate) fn end_lives(&self) -> bool {
-        self.crashes > 0 || self.wipes > 0 || self.images > 0 || self.rot > 0
+        let faults = self.crashes > 0 || self.wipes > 0 || self.images > 0 || self.rot > 0;
+        faults || self.force > 0
     }
 
     /// The same without anything that goes wrong by itself.
@@ -407,5 +485,27 @@ impl Faults {
             every,
             ..Self::default()
         };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_world_raises_floors_and_moves_partitions() {
+        let (mut floors, mut moves) = (0, 0);
+        for seed in 0..1_000 {
+            let plan = Plan::draw(seed, 500);
+            let raises = plan.floor_interval > 0;
+            assert!(!(raises && plan.moves), "seed {seed}");
+            assert!(plan.moves || plan.faults.changes == 0, "seed {seed}");
+            floors += u64::from(raises);
+            moves += u64::from(plan.faults.changes > 0);
+            let without = Plan::draw_without_floors(seed, 500);
+            assert_eq!(without.floor_interval, 0, "seed {seed}");
+        }
+        assert!(floors > 300, "{floors} seeds of a thousand raise floors");
+        assert!(moves > 300, "{moves} seeds of a thousand move partitions");
     }
 }

@@ -19,6 +19,7 @@ use crate::check::mint::Mint;
 use crate::check::rounds::Rounds;
 use crate::check::{Invariant, Violation};
 use crate::client::Clients;
+use crate::moves::{Act, Moving};
 use crate::place::{Placed, Places};
 use crate::plan::{Faults, Plan};
 use crate::rng::Rng;
@@ -139,6 +140,10 @@ pub(crate) enum Ev {
     Gossip { node: usize },
     /// A node starts.
     Restart { node: usize },
+    /// A node crashes at a step of a change.
+    Crash { node: usize, life: u32 },
+    /// An operator does what was planned for now.
+    Operate(Act),
     /// Something goes wrong.
     Fault,
     /// A fault ends.
@@ -168,12 +173,16 @@ pub(crate) struct World {
     pub(crate) nodes: Vec<Node>,
     /// Seed of the token hash.
     token_seed: u64,
-    places: Places,
+    pub(crate) places: Places,
     pub(crate) cuts: BTreeSet<(usize, usize)>,
     /// Links that are slow, and by how much.
     pub(crate) lags: BTreeMap<(usize, usize), u64>,
     /// Number of the next fault.
     pub(crate) next_fault: u64,
+    /// Number of the operators' last request.
+    pub(crate) next_wish: u64,
+    /// The change of the ring that runs.
+    pub(crate) moving: Option<Moving>,
     pub(crate) clients: Clients,
     pub(crate) agreed: Agreed,
     pub(crate) mint: Mint,
@@ -197,7 +206,7 @@ impl World {
         let run = plan.run.wrapping_mul(0x9e37_79b9);
         let mut rng = Rng::new(plan.seed.wrapping_mul(0x2545_f491_4f6c_dd1d) ^ 1 ^ run);
         let zones = rng.between(1, 3);
-        let nodes = (0..plan.nodes).map(|at| Node::new(at, zones, plan));
+        let nodes = (0..plan.nodes + plan.spares).map(|at| Node::new(at, zones, plan));
         let mut world = Self {
             plan: plan.clone(),
             faults: plan.faults.clone(),
@@ -211,6 +220,8 @@ impl World {
             cuts: BTreeSet::new(),
             lags: BTreeMap::new(),
             next_fault: 0,
+            next_wish: 0,
+            moving: None,
             clients: Clients::default(),
             agreed: Agreed::default(),
             mint: Mint::default(),
@@ -228,7 +239,7 @@ impl World {
         };
         world.prepare_disks();
         world.set_rates();
-        for node in 0..plan.nodes {
+        for node in 0..plan.nodes + plan.spares {
             world.schedule(0, Ev::Restart { node });
             world.schedule(100 * MS, Ev::Gossip { node });
         }
@@ -345,6 +356,8 @@ impl World {
             Ev::Sync { node, life } => self.sync(node, life),
             Ev::Gossip { node } => self.gossip(node),
             Ev::Restart { node } => self.start(node),
+            Ev::Crash { node, life } => self.crash_now(node, life),
+            Ev::Operate(act) => self.operate(&act),
             Ev::Fault => self.fault(),
             Ev::Mend(mend) => self.mend(mend),
             Ev::Client { client } => self.client_turn(client),
@@ -365,7 +378,12 @@ impl World {
             | Ev::Flushed { node, .. }
             | Ev::Sync { node, .. }
             | Ev::Gossip { node } => Some(*node),
-            Ev::Restart { .. } | Ev::Fault | Ev::Mend(_) | Ev::Client { .. } => None,
+            Ev::Restart { .. }
+            | Ev::Crash { .. }
+            | Ev::Operate(_)
+            | Ev::Fault
+            | Ev::Mend(_)
+            | Ev::Client { .. } => None,
         }
     }
 
@@ -385,7 +403,21 @@ impl World {
 
     /// The tables of a config.
     pub(crate) fn placed(&mut self, config: &Config) -> Arc<Placed> {
-        self.places.of(config, self.plan.n)
+        self.places.of(config)
+    }
+
+    /// Somebody says that this config is decided.
+    pub(crate) fn decided(&mut self, config: Config) {
+        let news = self
+            .agreed
+            .at(config.version.0)
+            .is_none()
+            .then(|| config.clone());
+        let decided = self.agreed.decided(config);
+        self.check(decided);
+        if let Some(config) = news {
+            self.newly_decided(&config);
+        }
     }
 
     /// The tables of the newest decided config, if there is any.

@@ -4,6 +4,7 @@ pub mod agreed;
 pub mod books;
 pub mod causal;
 pub mod converge;
+pub mod covered;
 pub mod deleted;
 pub mod exchanges;
 pub mod mint;
@@ -43,6 +44,10 @@ pub enum Invariant {
     Asserted,
     /// What a reader finds is what somebody wrote there.
     Genuine,
+    /// I1 in numbers: when a ring is switched to, every owner in it has what was acknowledged before.
+    Covered,
+    /// I3: a node that has applied a config keeps nothing that it does not own by it.
+    Cleaned,
 }
 
 /// Something that must not happen has happened.

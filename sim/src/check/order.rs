@@ -65,6 +65,12 @@ impl Floor {
         }
     }
 
+    /// The greatest version known to be on a majority of each set that there was.
+    #[must_use]
+    pub fn majority(&self) -> Option<Version> {
+        self.majority
+    }
+
     /// What an operation must see that asks that many owners of each set.
     #[must_use]
     pub fn seen_by(&self, asked: &[Part]) -> Option<Version> {

@@ -115,7 +115,9 @@ impl World {
             }
             ClusterOutput::JoinRefused(refusal) => {
                 self.count("rare: join refused");
-                if refusal.is_final() {
+                if refusal.is_final() && self.plan.moves {
+                    self.retire(node);
+                } else if refusal.is_final() {
                     self.nodes[node].fate = Fate::Out;
                     self.crash(node);
                 }
@@ -126,16 +128,35 @@ impl World {
                 self.schedule(down, Ev::Restart { node });
             }
             ClusterOutput::Amnesia { .. } => self.on_amnesia(node),
-            ClusterOutput::FindLeftovers(config) => self.find_leftovers(node, &config),
-            ClusterOutput::AdminReply(..) => self.count("operator answered"),
-            ClusterOutput::Removed { .. } => {
-                self.count("rare: removed");
-                self.nodes[node].fate = Fate::Out;
-                self.crash(node);
+            ClusterOutput::FindLeftovers(config) => {
+                self.find_leftovers(node, &config);
+                self.crash_at_step(node);
+            }
+            ClusterOutput::AdminReply(_, reply) => self.count(match reply {
+                Ok(_) => "operator's wish granted",
+                Err(_) => "operator's wish refused",
+            }),
+            ClusterOutput::Removed { graceful, .. } => {
+                self.count(if graceful {
+                    "rare: left"
+                } else {
+                    "rare: removed"
+                });
+                self.retire(node);
             }
             ClusterOutput::Event(event) => {
-                if let ClusterEvent::Applied { ring, .. } = event {
-                    self.applied(node, ring);
+                if let ClusterEvent::Applied { ring, version, .. } = event {
+                    let joint = self
+                        .agreed
+                        .at(version.0)
+                        .is_some_and(|c| c.target.is_some());
+                    self.applied(node, ring, joint);
+                    self.crash_at_step(node);
+                }
+                if let ClusterEvent::Switching { .. } = event {
+                    let other = self.rng.below(self.nodes.len() as u64) as usize;
+                    self.crash_at_step(other);
+                    self.keep_from_one(node);
                 }
                 self.on_cluster_event(&event);
             }
@@ -156,6 +177,9 @@ impl World {
             ClusterEvent::StartWaits { .. } => "rare: start check waits",
             ClusterEvent::StoreFailed { .. } => "rare: cluster state not stored",
             ClusterEvent::ClockDrift { warn: true, .. } => "rare: clock drift warned of",
+            ClusterEvent::FarBehind { .. } => "rare: far behind",
+            ClusterEvent::Switching { .. } => "switch proposed",
+            ClusterEvent::TargetLost { .. } => "rare: target given up",
             ClusterEvent::BadConfig { .. } => {
                 self.fail(Violation::new(
                     Invariant::Agreed,
@@ -182,13 +206,14 @@ impl World {
         let placed = self.placed(config);
         self.mail_all(node, || Input::Config(placed.view.clone()));
         if durable {
-            self.applied(node, config.ring_version);
+            self.applied(node, config.ring_version, config.target.is_some());
         }
     }
 
-    /// Shards compare their copies only under a config that is durably applied, and in some worlds not at all.
-    fn applied(&mut self, node: usize, ring: RingVersion) {
-        if self.plan.antientropy {
+    /// Shards compare their copies only under a config that is durably applied, and in some worlds only when
+    /// a change of the ring demands it.
+    fn applied(&mut self, node: usize, ring: RingVersion, joint: bool) {
+        if self.plan.antientropy || joint {
             self.mail_all(node, || Input::Applied(ring));
         }
     }
@@ -303,10 +328,12 @@ impl World {
             ClusterMessage::Accepted { version, ballot } => {
                 self.vote_is_kept(node, id, StateKey::Acceptor(*version), (*ballot, true))
             }
-            ClusterMessage::Learn { config } => match wire::decode_config(&config.0) {
-                Ok(config) => self.agreed.decided(config),
-                Err(_) => Ok(()),
-            },
+            ClusterMessage::Learn { config } => {
+                if let Ok(config) = wire::decode_config(&config.0) {
+                    self.decided(config);
+                }
+                return;
+            }
             _ => return,
         };
         self.check(result);

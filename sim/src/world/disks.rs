@@ -4,10 +4,11 @@ use torc_protocol::cluster_io::ClusterInput;
 use torc_protocol::floor::Mark;
 use torc_protocol::message::RecordKey;
 use torc_protocol::shard_io::Input;
-use torc_protocol::store::{Batch, CommitId, Query, ReadId, StateKey, StoreError, Write};
+use torc_protocol::store::{Batch, CommitId, Hint, Query, ReadId, StateKey, StoreError, Write};
 use torc_protocol::time::MS;
 use torc_protocol::version::Version;
 use torc_protocol::wire;
+use torc_ring::{ConfigVersion, NodeId};
 
 use super::node::{CLUSTER, Place};
 use super::{BUCKET, Ev, World, number_of_bytes};
@@ -74,10 +75,7 @@ impl World {
         let (rng, permille) = (&mut self.rng, self.faults.refusals);
         let done = self.nodes[node].disk.end(|| rng.chance(permille));
         for (at, hint) in done.removed {
-            let there = self.index_of(at.target).is_some_and(|target| {
-                let stored = self.nodes[target].disk.visible.records.get(&hint.key);
-                stored.is_some_and(|stored| stored.digest() >= hint.record.digest())
-            });
+            let there = self.is_handed_over(node, at.target, &hint);
             let books = &mut self.nodes[node].books;
             if there {
                 books.handed_over += 1;
@@ -112,8 +110,8 @@ impl World {
         };
         match wire::decode_config(value) {
             Ok(config) => {
-                let decided = self.agreed.decided(config);
-                self.check(decided);
+                self.decided(config);
+                self.crash_at_step(node);
             }
             Err(error) => {
                 let what = format!("a config was stored that cannot be read: {error}");
@@ -176,6 +174,32 @@ impl World {
             let what = format!("n{node} calls version {version} applied before it has drained");
             self.fail(Violation::new(Invariant::OneRing, what));
         }
+        self.check_cleaned(node, version);
+    }
+
+    /// Whether the target of a hint has what it missed; when it owns the key no more, as far as the node that
+    /// kept the hint knows, whether an owner has it.
+    fn is_handed_over(&self, node: usize, target: NodeId, hint: &Hint) -> bool {
+        let has = |id: NodeId| {
+            self.index_of(id).is_some_and(|at| {
+                let stored = self.nodes[at].disk.visible.records.get(&hint.key);
+                stored.is_some_and(|stored| stored.digest() >= hint.record.digest())
+            })
+        };
+        let this = &self.nodes[node];
+        let partition = usize::from(hint.key.token.partition(self.plan.bits).0);
+        let slot = this.slots.get(partition % this.slots.len().max(1));
+        let placed = slot.and_then(|slot| slot.placed.as_ref());
+        let sets = placed.map_or(Vec::new(), |placed| placed.sets(&hint.key));
+        let owns = sets.iter().any(|set| set.nodes.contains(&target));
+        let since = placed.map_or(ConfigVersion(0), |placed| placed.view.config.version);
+        let since = ConfigVersion(since.0.saturating_sub(1));
+        let dropped = self
+            .index_of(target)
+            .is_none_or(|at| self.may_have_dropped(at, &hint.key, since));
+        has(target)
+            || dropped
+            || (!owns && sets.iter().any(|set| set.nodes.iter().any(|id| has(*id))))
     }
 
     pub(super) fn committed(&mut self, at: Place, id: CommitId, result: Result<(), StoreError>) {

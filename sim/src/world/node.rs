@@ -62,6 +62,7 @@ pub(crate) struct Machine {
     pub(super) handed: Option<ConfigVersion>,
     pub(super) drained: Gather,
     pub(super) frozen: Gather,
+    pub(super) covered: Gather,
     /// Somebody remembers more of this node than its disk holds, and has told it so.
     pub(super) warned: bool,
 }
@@ -105,6 +106,12 @@ pub(crate) struct Node {
     /// None while the node is down.
     pub(crate) machine: Option<Machine>,
     pub(crate) fate: Fate,
+    /// Nobody has started it yet.
+    pub(crate) dormant: bool,
+    /// It is to be removed by force: what it has is as good as lost.
+    pub(crate) doomed: bool,
+    /// The member that it is to take the place of.
+    pub(crate) replaces: Option<String>,
     pub(crate) serving: bool,
     pub(crate) disk: Disk,
     /// It has lost a file, and deleted values have come to light again.
@@ -128,6 +135,9 @@ impl Node {
             slots: Vec::new(),
             machine: None,
             fate: Fate::Stays,
+            dormant: at >= plan.nodes,
+            doomed: false,
+            replaces: None,
             serving: false,
             disk: Disk::new(plan.fsync, plan.mutant),
             relics: false,
@@ -184,10 +194,11 @@ impl World {
             return false;
         };
         let open = self.lost_members() == 0;
-        self.nodes
-            .iter()
-            .filter(|n| n.fate != Fate::Out)
-            .all(|node| {
+        let settled = latest.target.is_none();
+        let nodes = self.nodes.iter();
+        let mut there = nodes.filter(|n| n.fate != Fate::Out && !n.dormant);
+        settled
+            && there.all(|node| {
                 let is_member = latest.member(node.member.id).is_some();
                 if !is_member && !open {
                     return true;
@@ -204,7 +215,7 @@ impl World {
     /// Puts the first config onto the disks of those that have it from the start.
     pub(super) fn prepare_disks(&mut self) {
         let first = match self.plan.formation {
-            Formation::Formed => self.nodes.len(),
+            Formation::Formed => self.plan.nodes,
             Formation::Joined => 1,
             Formation::Bootstrapped => 0,
         };
@@ -232,12 +243,12 @@ impl World {
                 value: config.version.0.to_be_bytes().to_vec().into(),
             });
         }
-        let decided = self.agreed.decided(config);
-        self.check(decided);
+        self.decided(config);
     }
 
     pub(super) fn start(&mut self, node: usize) {
-        if self.nodes[node].is_up() || self.nodes[node].fate == Fate::Out {
+        let this = &self.nodes[node];
+        if this.is_up() || this.dormant || this.fate == Fate::Out {
             return;
         }
         let count = self.rng.pick(&[1, 1, 2, SHARDS_MAX]);
@@ -302,6 +313,8 @@ impl World {
         let mut settings = ClusterSettings::new(seed);
         settings.drift_max = self.plan.drift_max;
         settings.mutant = self.plan.mutant;
+        settings.moves = self.plan.moves;
+        settings.replaces.clone_from(&self.nodes[node].replaces);
         let this = &mut self.nodes[node];
         let state = this.disk.visible.states.clone();
         let persisted =
@@ -315,6 +328,7 @@ impl World {
             handed: None,
             drained: Gather::default(),
             frozen: Gather::default(),
+            covered: Gather::default(),
             warned: false,
         });
         if !is_new {
@@ -334,7 +348,8 @@ impl World {
 
     /// Names the other nodes to one that wants to join.
     pub(crate) fn name_contacts(&mut self, node: usize) {
-        let others = self.nodes.iter().enumerate().filter(|(at, _)| *at != node);
+        let others = self.nodes.iter().enumerate();
+        let others = others.filter(|(at, other)| *at != node && !other.dormant);
         let contacts = others.map(|(_, other)| other.member.id).collect();
         self.cluster_input(node, ClusterInput::Contacts(contacts));
     }
@@ -354,14 +369,16 @@ impl World {
 
     /// The data directory of a node that is down is gone: it will come back as another one.
     pub(crate) fn wipe(&mut self, node: usize) {
+        let as_replacement = self.plan.moves && self.rng.chance(500);
         let plan = &self.plan;
         let this = &mut self.nodes[node];
         this.incarnation += 1;
+        this.replaces = as_replacement.then(|| this.member.name.clone());
         let zone = std::mem::take(&mut this.member.zone);
         this.member = member(node, this.incarnation, zone);
         this.disk = Disk::new(plan.fsync, plan.mutant);
         this.image = None;
-        this.fate = Fate::Stays;
+        (this.fate, this.doomed) = (Fate::Stays, false);
         this.relics = false;
         this.books = Hints::default();
         let name = this.member.name.clone();
@@ -375,13 +392,14 @@ impl World {
             .latest()
             .into_iter()
             .flat_map(|c| c.all_members());
+        let there = |at: usize| self.has_its_data(at) && !self.nodes[at].doomed;
         members
-            .filter(|member| match self.index_of(member.id) {
-                None => true,
-                Some(at) => {
-                    self.nodes[at].fate != Fate::Stays || self.nodes[at].disk.rotten.is_some()
-                }
-            })
+            .filter(|member| !self.index_of(member.id).is_some_and(there))
             .count()
+    }
+
+    /// Whether a node's disk is its own, and can be read.
+    pub(crate) fn has_its_data(&self, node: usize) -> bool {
+        self.nodes[node].fate == Fate::Stays && self.nodes[node].disk.rotten.is_none()
     }
 }

@@ -7,7 +7,7 @@ use torc_protocol::store::{StateKey, Write};
 use torc_protocol::time::{MS, Mono};
 use torc_ring::RingVersion;
 
-use super::node::{Place, SHARDS_MAX, Slot};
+use super::node::{Gather, Machine, Place, SHARDS_MAX, Slot};
 use super::text::Brief;
 use super::{Ev, World};
 use crate::check::books;
@@ -128,13 +128,32 @@ impl World {
                     let drained = slot.drain.drained(ring);
                     self.check(drained);
                 }
-                self.gather(at, ring, false);
+                self.gather(
+                    at,
+                    ring,
+                    |machine| &mut machine.drained,
+                    ClusterInput::Drained,
+                );
             }
             Output::Frozen(ring) => {
                 self.count("rare: frozen");
-                self.gather(at, ring, true);
+                self.gather(
+                    at,
+                    ring,
+                    |machine| &mut machine.frozen,
+                    ClusterInput::Frozen,
+                );
             }
-            Output::Covered(_) => self.count("rare: covered"),
+            Output::Covered(ring) => {
+                self.count("rare: covered");
+                self.gather(
+                    at,
+                    ring,
+                    |machine| &mut machine.covered,
+                    ClusterInput::Covered,
+                );
+                self.crash_at_step(at.node);
+            }
             Output::NewerConfig(from, version) => {
                 self.mail_cluster(at.node, ClusterInput::NewerConfig(from, version));
             }
@@ -142,25 +161,22 @@ impl World {
         }
     }
 
-    /// One shard has drained or frozen; once all have, the cluster machine hears of it.
-    fn gather(&mut self, at: Place, ring: RingVersion, frozen: bool) {
+    /// One shard has drained, frozen or everything that it gains; once all have, the cluster machine hears
+    /// of it.
+    fn gather(
+        &mut self,
+        at: Place,
+        ring: RingVersion,
+        of: impl Fn(&mut Machine) -> &mut Gather,
+        input: impl Fn(RingVersion) -> ClusterInput,
+    ) {
         let this = &mut self.nodes[at.node];
         let count = this.slots.len();
         let Some(machine) = &mut this.machine else {
             return;
         };
-        let gather = if frozen {
-            &mut machine.frozen
-        } else {
-            &mut machine.drained
-        };
-        if gather.add(at.shard, ring, count) {
-            let input = if frozen {
-                ClusterInput::Frozen(ring)
-            } else {
-                ClusterInput::Drained(ring)
-            };
-            self.mail_cluster(at.node, input);
+        if of(machine).add(at.shard, ring, count) {
+            self.mail_cluster(at.node, input(ring));
         }
     }
 

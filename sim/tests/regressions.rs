@@ -4,7 +4,7 @@
 use torc_sim::{Plan, run};
 
 /// Seed, operations, and what it once showed.
-const SEEDS: [(u64, u64, &str); 8] = [
+const SEEDS: [(u64, u64, &str); 9] = [
     (3, 500, "a late promise was blamed on its sender"),
     (
         64,
@@ -35,6 +35,11 @@ const SEEDS: [(u64, u64, &str); 8] = [
         43,
         500,
         "a change waited for a bucket that was deleted meanwhile",
+    ),
+    (
+        469,
+        2_000,
+        "a config that could not be stored, and came again meanwhile, was never asked for any more",
     ),
     (
         100_709,

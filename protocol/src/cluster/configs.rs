@@ -114,8 +114,11 @@ impl Configs {
         self.applied == self.latest_version() && !self.storing && self.incoming.is_empty()
     }
 
+    /// What came meanwhile is fetched again: it would wait here for somebody to send more, and keep this node
+    /// from asking.
     pub(super) fn storing_failed(&mut self) {
         self.storing = false;
+        self.incoming.clear();
         self.fetch_due = true;
     }
 

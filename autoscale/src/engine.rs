@@ -250,15 +250,7 @@ impl Engine {
             .build();
         let stopped = self.docker.stop_container(&container, Some(options)).await;
         gone_is_fine(stopped).map_err(failed("stop", &container))?;
-        let options = RemoveContainerOptionsBuilder::new()
-            .force(true)
-            .v(true)
-            .build();
-        let removed = self
-            .docker
-            .remove_container(&container, Some(options))
-            .await;
-        gone_is_fine(removed).map_err(failed("remove", &container))?;
+        self.discard(&container).await?;
         // Left by somebody who was killed while a certificate was issued.
         let issuing = format!("{container}-pki");
         let options = RemoveContainerOptionsBuilder::new()
@@ -315,15 +307,18 @@ impl Engine {
                 name: name.to_owned(),
             })
         });
+        let discarded = self.discard(&container).await;
+        issued.and(discarded)
+    }
+
+    /// Removes a container and its volumes, running or not. What is gone already is no error.
+    async fn discard(&self, container: &str) -> Result<(), EngineError> {
         let options = RemoveContainerOptionsBuilder::new()
             .force(true)
             .v(true)
             .build();
-        let removed = self
-            .docker
-            .remove_container(&container, Some(options))
-            .await;
-        issued.and(gone_is_fine(removed).map_err(failed("remove", &container)))
+        let removed = self.docker.remove_container(container, Some(options)).await;
+        gone_is_fine(removed).map_err(failed("remove", container))
     }
 
     async fn create(

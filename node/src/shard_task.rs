@@ -141,9 +141,10 @@ pub(crate) async fn run(shard: Shard, tools: Tools, mut outlets: Outlets) {
         if alarm.is_elapsed() {
             task.handle(now, Input::Tick);
         }
+        task.forget_the_gone(now);
+        // After everything that may hand over a batch: nobody looks at it before the next turn otherwise.
         task.commit_all(now);
         task.answer_drains();
-        task.forget_the_gone(now);
     }
 }
 

@@ -29,9 +29,12 @@ mod keeper;
 mod owner;
 mod raise;
 mod rebuild;
+mod status;
 
 pub(crate) use self::keeper::Keeper;
 pub(crate) use self::rebuild::DOOMED_MAX;
+pub(crate) use self::status::Ages;
+pub use self::status::{FloorHeld, FloorStatus, HELD_MAX};
 
 /// Keys that may be written to while a copy is watched; more end the watch.
 const TOUCHED_MAX: usize = 65_536;
@@ -139,6 +142,10 @@ struct Place {
     /// Keys that were written to since the watch began, with the greatest version.
     watch: Option<Watch>,
     dying: Dying,
+    /// When the records that were counted are dead.
+    ages: Ages,
+    /// The same of the last look, while the records are looked at anew.
+    ages_before: Option<Ages>,
 }
 
 #[derive(Debug, Default)]
@@ -154,8 +161,6 @@ pub(crate) struct Dying {
     pub(crate) known: bool,
     /// The least floor at which one of them is dead; `None` when there are none.
     pub(crate) earliest: Option<Hlc>,
-    /// How many there were when they were counted last.
-    pub(crate) count: u64,
 }
 
 impl Floors {
@@ -188,6 +193,17 @@ impl Floors {
         self.place(tree)
             .map(|place| place.dying)
             .unwrap_or_default()
+    }
+
+    /// What was counted of records that will be dead one day.
+    fn ages(&self, tree: TreeId) -> Option<&Ages> {
+        let place = self.place(tree)?;
+        Some(place.ages_before.as_ref().unwrap_or(&place.ages))
+    }
+
+    /// Whether another owner is known to have a higher floor.
+    fn is_behind(&self, tree: TreeId) -> bool {
+        self.place(tree).is_some_and(|place| place.heard.is_some())
     }
 
     /// Takes over what an earlier life has stored.
@@ -228,6 +244,7 @@ impl Floors {
         let had = place.mark.floor > Hlc(0);
         (place.mark.floor, place.intake, place.heard) = (Hlc(0), Hlc(0), None);
         (place.dying, place.watch) = (Dying::default(), None);
+        (place.ages, place.ages_before) = (Ages::default(), None);
         had
     }
 
@@ -300,9 +317,10 @@ impl Floors {
 
     /// What will be dead one day is counted from here on, while the records are looked at.
     fn begin_count(&mut self, tree: TreeId) {
-        let dying = &mut self.place_mut(tree).dying;
-        (dying.earliest, dying.count) = (None, 0);
-        dying.known = false;
+        let place = self.place_mut(tree);
+        place.dying = Dying::default();
+        let ages = std::mem::take(&mut place.ages);
+        place.ages_before.get_or_insert(ages);
     }
 
     /// The looking has ended early.
@@ -310,10 +328,12 @@ impl Floors {
         self.place_mut(tree).dying.known = false;
     }
 
-    fn counted(&mut self, tree: TreeId, earliest: Option<Hlc>, count: u64) {
-        let dying = &mut self.place_mut(tree).dying;
+    fn counted(&mut self, tree: TreeId, earliest: Option<Hlc>, ages: &Ages) {
+        let place = self.place_mut(tree);
+        place.ages.add_all(ages);
+        place.ages_before = None;
+        let dying = &mut place.dying;
         dying.known = true;
-        dying.count += count;
         let both = [dying.earliest, earliest];
         dying.earliest = both.into_iter().flatten().min();
     }
@@ -340,7 +360,7 @@ impl Floors {
         if let Some(dead_at) = record.dead_at() {
             let earliest = place.dying.earliest.unwrap_or(dead_at);
             place.dying.earliest = Some(earliest.min(dead_at));
-            place.dying.count += 1;
+            place.ages.add(dead_at, 1);
         }
         if let Some(watch) = &mut place.watch {
             if watch.touched.len() >= TOUCHED_MAX {

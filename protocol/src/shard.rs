@@ -12,7 +12,7 @@ use torc_ring::{BucketId, PartitionId, RingVersion};
 
 use crate::client::{ClientError, ClientReply, ClientRequest, RequestId};
 use crate::core::{Core, HOUSEKEEPING, Step, Timer};
-use crate::floor::Keeper;
+use crate::floor::{FloorStatus, Keeper};
 use crate::get::For;
 use crate::hints::Hints;
 use crate::message::OpId;
@@ -182,6 +182,12 @@ impl Shard {
     #[must_use]
     pub fn open_requests(&self) -> usize {
         self.open + self.watches + self.parked.len()
+    }
+
+    /// What waits to be collected in this shard now, and why; [`crate::shard_io::Event::Floors`] says it too.
+    #[must_use]
+    pub fn floor_status(&self) -> FloorStatus {
+        self.floor.status(&self.core)
     }
 
     /// Keeps the books after something happened to an operation.

@@ -7,6 +7,7 @@ use torc_ring::placement::Ring;
 use torc_ring::{BucketId, Config, NodeId, PartitionId, ReadRepair};
 
 use crate::client::{ClientReply, ClientRequest, RequestId};
+use crate::floor::FloorStatus;
 use crate::message::{PeerMessage, WritePurpose};
 use crate::store::{Batch, CommitId, Found, Query, ReadId, StoreError};
 
@@ -253,15 +254,8 @@ pub enum Event {
         /// `storage`, `session`, `busy`.
         reason: &'static str,
     },
-    /// What waits to be collected in this shard.
-    Floors {
-        /// Tombstones and values with an expiry, as far as they were counted.
-        waiting: u64,
-        /// Partitions of buckets that have some which are old enough.
-        due: u64,
-        /// Microseconds for which the oldest of those has been old enough.
-        lag_us: u64,
-    },
+    /// What waits to be collected in this shard, and why it does; about once a second.
+    Floors(FloorStatus),
     /// A session with another owner ended early; it is tried again.
     SyncFailed {
         /// The other owner.

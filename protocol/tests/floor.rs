@@ -7,6 +7,7 @@ mod nodes;
 use bytes::Bytes;
 use nodes::{A, B, C, Cluster, get, put, stored};
 use torc_protocol::client::{ClientOp, Value};
+use torc_protocol::floor::{FloorHeld, FloorStatus};
 use torc_protocol::hlc::Hlc;
 use torc_protocol::message::{Refusal, ReplyKind, WritePurpose};
 use torc_protocol::record::{Parts, Record};
@@ -134,6 +135,47 @@ fn a_dead_owner_freezes_the_floor_and_misses_nothing() {
     cluster.advance(3 * WHILE);
     for id in [A, B, C] {
         assert_eq!(cluster.stored(id, b"k"), None, "node {id}");
+    }
+}
+
+#[test]
+fn a_shard_says_what_waits_to_be_collected_and_for_whom() {
+    let mut cluster = cluster();
+    delete_at(&mut cluster, A, b"k");
+    cluster.advance(2 * SECOND);
+    let young = cluster.floor_status(B);
+    assert_eq!((young.young, young.due), (1, 0));
+    assert_eq!(
+        young.uncounted, 1,
+        "what was there before is looked through later"
+    );
+    assert_eq!(young.lag_us, 0);
+    cluster.isolate(C);
+    for id in [A, B] {
+        cluster.believe_dead(id, &[C]);
+    }
+    cluster.advance(600 * SECOND);
+    let leads: Vec<FloorStatus> = [A, B].map(|id| cluster.floor_status(id)).into();
+    for status in &leads {
+        assert_eq!((status.young, status.due, status.collecting), (0, 1, 0));
+        assert_eq!(status.partitions_due, 1);
+        assert!(status.lag_us > 590 * SECOND, "{status:?}");
+    }
+    let held: Vec<&FloorHeld> = leads.iter().flat_map(|status| &status.held).collect();
+    assert_eq!(held.len(), 1, "only the first owner leads");
+    assert_eq!((held[0].step, held[0].reason), ("begin", "dead"));
+    assert_eq!((held[0].node, held[0].partitions), (C, 1));
+    assert!(held[0].since_us > 580 * SECOND);
+    cluster.heal();
+    for id in [A, B] {
+        cluster.believe_dead(id, &[]);
+    }
+    cluster.advance(3 * WHILE);
+    for id in [A, B, C] {
+        let after = cluster.floor_status(id);
+        let left = (after.young, after.due, after.collecting);
+        assert_eq!(left, (0, 0, 0), "node {id}");
+        assert!(after.held.is_empty() && after.lag_us == 0, "{after:?}");
     }
 }
 

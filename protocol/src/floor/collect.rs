@@ -6,6 +6,7 @@
 use bytes::Bytes;
 use torc_ring::Token;
 
+use super::Ages;
 use super::keeper::{Keeper, Pending};
 use crate::core::Core;
 use crate::hlc::Hlc;
@@ -27,7 +28,7 @@ pub(super) struct Collect {
     after: Option<(Token, Bytes)>,
     ended: bool,
     earliest: Option<Hlc>,
-    count: u64,
+    ages: Ages,
 }
 
 impl Collect {
@@ -77,7 +78,7 @@ impl Keeper {
             after: None,
             ended: false,
             earliest: None,
-            count: 0,
+            ages: Ages::default(),
         });
         // The barrier: what was written before is on disk when the mark is.
         let id = core.store_mark(tree);
@@ -153,7 +154,7 @@ impl Keeper {
                     key: entry.key,
                 });
             } else {
-                collect.count += 1;
+                collect.ages.add(dead_at, 1);
                 let earliest = collect.earliest.unwrap_or(dead_at);
                 collect.earliest = Some(earliest.min(dead_at));
             }
@@ -195,14 +196,20 @@ impl Keeper {
     }
 
     fn next_page(&mut self, core: &mut Core) {
-        let Some(collect) = &self.collect else { return };
-        if !collect.ended {
+        if self.collect.as_ref().is_some_and(|collect| !collect.ended) {
             self.read_page(core);
             return;
         }
-        let (tree, earliest, count) = (collect.tree, collect.earliest, collect.count);
-        self.collect = None;
+        let Some(collect) = self.collect.take() else {
+            return;
+        };
+        let Collect {
+            tree,
+            earliest,
+            ages,
+            ..
+        } = collect;
         core.floors.unwatch(tree);
-        core.floors.counted(tree, earliest, count);
+        core.floors.counted(tree, earliest, &ages);
     }
 }

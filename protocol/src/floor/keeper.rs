@@ -13,6 +13,7 @@ use super::inherit::Inherit;
 use super::owner::{Asker, Compare, Scan};
 use super::raise::Raise;
 use super::rebuild::Rebuild;
+use super::status::Held;
 use super::{Over, Why};
 use crate::core::Core;
 use crate::floor_message::{FloorAnswer, FloorAsk, FloorBody, FloorMessage, FloorRefusal};
@@ -35,6 +36,8 @@ const REPORT_EVERY: u64 = SECOND;
 #[derive(Debug)]
 pub(crate) struct Keeper {
     pub(super) raises: BTreeMap<TreeId, Raise>,
+    /// Floors that this shard leads and that do not rise.
+    pub(super) held: BTreeMap<TreeId, Held>,
     /// When this shard looks again whether a floor that it leads should be raised.
     pub(super) due: BTreeSet<(Mono, TreeId)>,
     pub(super) compares: BTreeMap<TreeId, Compare>,
@@ -94,6 +97,7 @@ impl Keeper {
     pub(crate) fn new(core: &Core) -> Self {
         Self {
             raises: BTreeMap::new(),
+            held: BTreeMap::new(),
             due: BTreeSet::new(),
             compares: BTreeMap::new(),
             scans: BTreeMap::new(),
@@ -268,6 +272,7 @@ impl Keeper {
         let same = before.is_some_and(|b| b.config.ring_version == view.config.ring_version);
         if !same {
             self.raises.clear();
+            self.held.clear();
             self.compares.clear();
             self.scans.clear();
             self.inherits.clear();
@@ -390,27 +395,17 @@ impl Keeper {
             return;
         }
         self.reported = now;
-        let limit = core.limit();
-        let (mut waiting, mut due, mut lag_us) = (0, 0, 0);
         for tree in core.own_trees() {
             let dying = core.floors.dying(tree);
-            waiting += dying.count;
             // It was written to while the rest was collected, or a crash came between raise and collection.
             let floor = core.floors.floor(tree);
             let left = !dying.known || dying.earliest.is_some_and(|at| at <= floor);
             if floor > Hlc(0) && left {
                 self.want_collection(tree);
             }
-            if let Some(earliest) = dying.earliest.filter(|&at| at <= limit) {
-                due += 1;
-                lag_us = lag_us.max(limit.micros() - earliest.micros());
-            }
         }
-        core.event(Event::Floors {
-            waiting,
-            due,
-            lag_us,
-        });
+        let status = self.status(core);
+        core.event(Event::Floors(status));
     }
 }
 

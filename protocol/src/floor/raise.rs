@@ -94,15 +94,25 @@ impl Keeper {
 
     fn begin_raise(&mut self, core: &mut Core, tree: TreeId) {
         let Some(owners) = core.steady_owners(tree).map(<[NodeId]>::to_vec) else {
+            self.hold(core, tree, ("begin", "moving"), vec![core.node()]);
             return;
         };
         let Some(view) = core.view.clone() else {
             return;
         };
         let members: Vec<NodeId> = view.config.all_members().map(|member| member.id).collect();
-        let dead = members.iter().any(|member| core.dead.contains(member));
-        if dead || self.raises.contains_key(&tree) || core.floors.is_rebuilding(tree) {
+        let dead = members.iter().filter(|node| core.dead.contains(node));
+        let dead: Vec<NodeId> = dead.copied().collect();
+        if !dead.is_empty() {
             // It waits until all are there.
+            self.hold(core, tree, ("begin", "dead"), dead);
+            return;
+        }
+        if core.floors.is_rebuilding(tree) {
+            self.hold(core, tree, ("begin", "rebuilding"), vec![core.node()]);
+            return;
+        }
+        if self.raises.contains_key(&tree) {
             return;
         }
         let mut asked = owners.clone();
@@ -177,12 +187,12 @@ impl Keeper {
         };
         match (raise.step, answer) {
             (_, FloorAnswer::Refused(refusal)) => {
-                self.give_up(core, tree, refusal.name());
+                self.give_up(core, tree, refusal.name(), vec![from]);
                 return;
             }
             (Step::Limit, FloorAnswer::Limit { upto }) => {
                 if floor != ours {
-                    self.give_up(core, tree, "uneven");
+                    self.give_up(core, tree, "uneven", vec![from]);
                     return;
                 }
                 raise.to = raise.to.min(upto);
@@ -214,12 +224,14 @@ impl Keeper {
             Step::Compare => self.step(core, tree, Step::Raise),
             Step::Raise => {
                 self.raises.remove(&tree);
+                self.held.remove(&tree);
             }
         }
     }
 
-    fn give_up(&mut self, core: &mut Core, tree: TreeId, reason: &'static str) {
+    fn give_up(&mut self, core: &mut Core, tree: TreeId, reason: &'static str, who: Vec<NodeId>) {
         if let Some(raise) = self.raises.remove(&tree) {
+            self.hold(core, tree, (raise.step.name(), reason), who);
             core.event(Event::FloorGivenUp {
                 partition: tree.1,
                 step: raise.step.name(),
@@ -236,10 +248,13 @@ impl Keeper {
             let Some(raise) = self.raises.get(&tree) else {
                 continue;
             };
-            if raise.waiting.iter().any(|node| core.dead.contains(node)) {
-                self.give_up(core, tree, "dead");
+            let waiting = raise.waiting.iter().copied();
+            let dead: Vec<NodeId> = waiting.filter(|node| core.dead.contains(node)).collect();
+            if !dead.is_empty() {
+                self.give_up(core, tree, "dead", dead);
             } else if raise.deadline <= now {
-                self.give_up(core, tree, "timeout");
+                let silent = raise.waiting.iter().copied().collect();
+                self.give_up(core, tree, "timeout", silent);
             } else if raise.ask_at <= now {
                 self.ask(core, tree);
             }

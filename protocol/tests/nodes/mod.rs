@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use torc_protocol::client::{ClientOp, ClientReply, ClientRequest, RequestId, Value};
-use torc_protocol::floor::Mark;
+use torc_protocol::floor::{FloorStatus, Mark};
 use torc_protocol::hlc::Hlc;
 use torc_protocol::message::{
     OpId, PeerBody, PeerMessage, RecordKey, Reply, ReplyKind, Request, RequestKind, WritePurpose,
@@ -276,6 +276,10 @@ impl Cluster {
         stored
             .and_then(|bytes| Mark::decode(bytes))
             .unwrap_or_default()
+    }
+
+    pub fn floor_status(&self, id: NodeId) -> FloorStatus {
+        self.peek(id).shard.floor_status()
     }
 
     /// A file of that node is lost, and its floor falls with it.

@@ -386,9 +386,9 @@ impl Task {
         let _ = self.tools.news.send(news);
     }
 
-    /// From memory at once; what needs the disk goes to the pool.
+    /// At once where nobody has to wait for it; what does goes to the pool.
     fn read(&mut self, now: Now, id: ReadId, query: Query) {
-        if let Some(result) = self.tools.store.query_cached(&query) {
+        if let Some(result) = self.tools.store.query_here(&query) {
             self.shard.handle(now, Input::Read(id, result));
             return;
         }

@@ -1,4 +1,5 @@
-//! The keeper: syncs the mark, and under [`Durability::Interval`] the log, beside the committer.
+//! The keeper: syncs the mark, and under [`Durability::Interval`] the log, beside the committer; and has
+//! compactions give way to requests.
 
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
@@ -6,12 +7,15 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
+use crate::background;
 use crate::error::FatalStep;
 use crate::options::Durability;
 use crate::rocks::Inner;
 
 /// How often the mark is synced when it has changed: the window in which a power cut may hide a loss.
 pub(crate) const TICK: Duration = Duration::from_millis(100);
+/// How often threads that compact are looked for, until there are some.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 pub(crate) struct Keeper {
     stop: Arc<Stop>,
@@ -66,6 +70,7 @@ fn run(stop: &Stop, inner: &Weak<Inner>) {
         });
     let mut mark_due = Instant::now() + TICK;
     let mut log_due = interval.map(|every| Instant::now() + every);
+    let mut look_due = Some(Instant::now());
     loop {
         let next = log_due.map_or(mark_due, |due| due.min(mark_due));
         {
@@ -91,6 +96,16 @@ fn run(stop: &Stop, inner: &Weak<Inner>) {
                 inner.fatal(FatalStep::Mark, error);
             }
             mark_due = Instant::now() + TICK;
+        }
+        if look_due.is_some_and(|due| Instant::now() >= due) {
+            look_due = match background::give_way() {
+                Ok(0) => Some(Instant::now() + LOOK_EVERY),
+                Ok(_) => None,
+                Err(error) => {
+                    tracing::info!(%error, "compactions run with the priority of requests: the system did not let it be lowered");
+                    None
+                }
+            };
         }
     }
 }

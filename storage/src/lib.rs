@@ -13,6 +13,7 @@
 //! Bytes on disk are drawn in `docs/format.md` and written by `schema.rs` and `mark.rs` alone. Not here:
 //! networking, protocol decisions, and any knowledge of what a state value means.
 
+mod background;
 mod commit;
 mod error;
 mod keeper;
@@ -20,6 +21,7 @@ mod mark;
 mod mem;
 mod merge;
 mod options;
+mod pace;
 mod place;
 mod properties;
 mod read;

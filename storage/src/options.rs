@@ -27,8 +27,9 @@ pub struct Options {
     pub durability: Durability,
     /// Bytes of blocks, indexes and filters that are kept in memory.
     pub block_cache: usize,
-    /// Bytes of writes that are gathered in memory before a table is written from them; twice that and a
-    /// little may be in use. At least 1 MiB.
+    /// Bytes of writes that are gathered in memory before a table is written from them, or up to a quarter
+    /// less, by chance, so that replicas do not all flush at once; twice that and a little may be in use. At
+    /// least 1 MiB.
     pub write_buffer: usize,
     /// Free bytes on the disk below which client writes are refused. Deletes go on down to a quarter of it,
     /// node state to the end. Should be several times [`Options::write_buffer`].
@@ -50,12 +51,12 @@ pub struct Options {
 pub type Inject = Arc<dyn Fn(FatalStep) -> Option<std::io::Error> + Send + Sync>;
 
 impl Options {
-    /// The defaults: fsync, 64 MiB of cache, 32 MiB of write buffer, 512 MiB of reserve.
+    /// The defaults: fsync, 128 MiB of cache, 32 MiB of write buffer, 512 MiB of reserve.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self {
             path: path.into(),
             durability: Durability::Fsync,
-            block_cache: 64 << 20,
+            block_cache: 128 << 20,
             write_buffer: 32 << 20,
             reserve: 512 << 20,
             queue_batches: 16_384,

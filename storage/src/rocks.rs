@@ -23,6 +23,7 @@ use crate::error::{Fatal, FatalStep, StorageError};
 use crate::keeper::Keeper;
 use crate::mark::{self, Mark, Progress};
 use crate::options::{Durability, Options};
+use crate::pace::Pace;
 use crate::place::Place;
 use crate::properties::Properties;
 use crate::schema::{self, FAMILIES, HINTS, RECORDS, States};
@@ -65,6 +66,7 @@ pub(crate) struct Inner {
     pub(crate) cache: Cache,
     pub(crate) from_memory: ReadOptions,
     pub(crate) anywhere: ReadOptions,
+    pub(crate) pace: Pace,
     pub(crate) mark: Mark,
     pub(crate) space: Space,
     pub(crate) options: Options,
@@ -147,6 +149,7 @@ impl Store {
             cache,
             from_memory,
             anywhere: ReadOptions::default(),
+            pace: Pace::new(),
             mark,
             space: Space::new(options.path.clone(), options.reserve),
             options,
@@ -269,6 +272,16 @@ impl Store {
             | Query::Keys { .. }
             | Query::Hints { .. } => None,
         }
+    }
+
+    /// The answer to a query for a thread that must not wait: from memory, or from a disk that has not made
+    /// its readers wait of late. Only [`Query::Record`] is ever answered. A single read may block.
+    pub fn query_here(&self, query: &Query) -> Option<Result<Found, StoreError>> {
+        let cached = self.query_cached(query);
+        if cached.is_some() || !matches!(query, Query::Record(_)) {
+            return cached;
+        }
+        self.inner.pace.read(|| self.inner.query(query))
     }
 
     /// The answer to a query. May block on the disk.

@@ -497,6 +497,9 @@ pub(crate) struct ServeArgs {
     /// Join the cluster of the nodes at these peer addresses
     #[arg(long, value_name = "HOST:PORT[,...]")]
     pub(crate) join: Option<String>,
+    /// Take the place of this dead member, named by name or id; goes with --join
+    #[arg(long, value_name = "NODE", conflicts_with = "bootstrap")]
+    pub(crate) replace: Option<String>,
     /// Failure domain
     #[arg(long)]
     pub(crate) zone: Option<String>,

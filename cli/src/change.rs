@@ -206,12 +206,7 @@ pub(crate) fn describe(seen: &ChangeView, took: Duration) -> String {
         // Writing into a String cannot fail, here and below.
         let _ = write!(line, ", about {} s to go", rest.as_secs() + 1);
     }
-    let waiting: Vec<&str> = seen
-        .nodes
-        .iter()
-        .filter(|node| node.role != "removed" && node.progress.is_none_or(|p| !p.covered))
-        .map(|node| node.name.as_str())
-        .collect();
+    let waiting: Vec<&str> = seen.incomplete().collect();
     if seen.phase == "moving" && !waiting.is_empty() && waiting.len() < seen.nodes.len() {
         line.push_str("; waits for ");
         line.push_str(&waiting.join(", "));

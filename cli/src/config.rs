@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use torc_node::config::{default_config, parse_config};
+use torc_node::config::{Layers, default_config};
 
 use crate::args::ConfigCommand;
 use crate::output;
@@ -13,7 +13,13 @@ pub(crate) fn run(command: &ConfigCommand) -> anyhow::Result<ExitCode> {
         ConfigCommand::Default => output::raw(default_config().as_bytes())?,
         ConfigCommand::Check { file } => {
             let text = read(file)?;
-            parse_config(&text).map_err(|error| anyhow::anyhow!("{}: {error}", file.display()))?;
+            let wrong = |error| anyhow::anyhow!("{}: {error}", file.display());
+            let mut layers = Layers::new();
+            layers.file(&text).map_err(wrong)?;
+            layers.settings().map_err(wrong)?;
+            for warning in layers.warnings() {
+                output::line(format!("{}: {warning}", file.display()))?;
+            }
             output::line(format!("{}: valid", file.display()))?;
         }
     }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
-use torc_node::config::{Layers, Settings, SettingsError};
+use torc_node::config::{Layers, SettingsError};
 use torc_node::node::Cuts;
 
 use crate::args::ServeArgs;
@@ -21,9 +21,12 @@ use crate::exit::Usage;
 const ORPHAN_STOP_MAX: Duration = Duration::from_secs(12);
 
 pub(crate) fn run(args: &ServeArgs) -> anyhow::Result<ExitCode> {
-    let settings = settings(args)?;
+    let mut layers = layers(args.config.as_deref())?;
+    layers.flags(flags(args)?)?;
+    let settings = layers.settings()?;
     let filter = std::env::var("TORC_LOG").ok();
     torc_node::logs::start(filter.as_deref()).map_err(|error| Usage(error.to_string()))?;
+    torc_node::logs::settings_passed_by(layers.warnings());
     let (parent, cuts) = match args.parent_pipe.then(watch_parent).transpose()? {
         Some((parent, cuts)) => (Some(parent), Some(cuts)),
         None => (None, None),
@@ -40,12 +43,6 @@ pub(crate) fn run(args: &ServeArgs) -> anyhow::Result<ExitCode> {
     // Whatever still blocks a thread has had its time.
     runtime.shutdown_timeout(Duration::from_secs(1));
     Ok(ExitCode::SUCCESS)
-}
-
-fn settings(args: &ServeArgs) -> anyhow::Result<Settings> {
-    let mut layers = layers(args.config.as_deref())?;
-    layers.flags(flags(args)?)?;
-    Ok(layers.settings()?)
 }
 
 /// The configuration file and the environment.
@@ -77,6 +74,7 @@ fn flags(args: &ServeArgs) -> Result<Vec<(&str, String, String)>, SettingsError>
         ("advertise_peer", args.advertise_peer.clone()),
         ("bootstrap", yes(args.bootstrap)),
         ("join", args.join.clone()),
+        ("replace", args.replace.clone()),
         ("zone", args.zone.clone()),
         ("weight", args.weight.clone()),
         ("pki", args.pki.clone()),

@@ -1,5 +1,6 @@
 //! `torc status`: the verdict first, then why, then a line for each node.
 
+use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -101,6 +102,13 @@ fn text(status: &Status) -> String {
         text.push_str(reason);
         text.push('\n');
     }
+    if let Some(age) = status.agreement_age_seconds {
+        let _ = writeln!(
+            text,
+            "  All copies on {} are known to have agreed with their other owners' {age:.0} s ago.",
+            status.seen_from
+        );
+    }
     text.push('\n');
     let rows = status.nodes.iter().map(|node| {
         vec![
@@ -140,6 +148,8 @@ mod tests {
             failures_survived: 0,
             seen_from: "node-1".into(),
             config_version: 3,
+            change: None,
+            agreement_age_seconds: None,
             nodes: vec![NodeStatus {
                 name: "node-1".into(),
                 id: "01".into(),

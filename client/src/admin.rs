@@ -83,7 +83,14 @@ impl Admin {
             .get("/cluster".to_owned())
             .await?
             .json("the cluster's state")?;
-        Ok(Status::judge(&ring, &cluster))
+        let change = if ring.changing {
+            Some(self.change().await?)
+        } else {
+            None
+        };
+        // A node of an earlier version, or one that starts, cannot say; the verdict stands without it.
+        let agreement = self.agreement().await.ok().map(|seen| seen.age_seconds);
+        Ok(Status::judge(&ring, &cluster, change.as_ref(), agreement))
     }
 
     /// Has the node compare all of its copies with their other owners' before anything else.

@@ -197,6 +197,14 @@ impl ChangeView {
         self.phase == "idle"
     }
 
+    /// Names of the members that the change waits for: those that have not said to be complete.
+    pub fn incomplete(&self) -> impl Iterator<Item = &str> {
+        self.nodes
+            .iter()
+            .filter(|node| node.role != "removed" && node.progress.is_none_or(|p| !p.covered))
+            .map(|node| node.name.as_str())
+    }
+
     /// Partitions that are complete, those that have to be, and bytes received, all nodes together.
     #[must_use]
     pub fn progress(&self) -> ProgressView {

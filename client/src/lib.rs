@@ -50,6 +50,6 @@ pub use list::{ListOptions, ListedKey, Page, Pages};
 pub use options::{ClientConfig, ReadOptions, Routing, WriteOptions};
 pub use problem::Problem;
 pub use ring::{Owner, OwnersView, RingBucket, RingMember, RingTable, RingView};
-pub use status::{NodeStatus, Status, Verdict};
+pub use status::{ChangeStatus, NodeStatus, Status, Verdict};
 pub use text::Text;
 pub use torc_ring::Quorum;

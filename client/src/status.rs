@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::change::ChangeView;
 use crate::ring::{RingView, Routes};
 
 /// `GET /cluster`, as far as the verdict needs it.
@@ -58,8 +59,41 @@ pub struct Status {
     pub seen_from: String,
     /// Version of the configuration.
     pub config_version: u64,
+    /// What moves, while the ring changes.
+    pub change: Option<ChangeStatus>,
+    /// Seconds since which the least verified copy of the node that answered is known to agree with its
+    /// other owners'.
+    pub agreement_age_seconds: Option<f64>,
     /// Members, in order of their names.
     pub nodes: Vec<NodeStatus>,
+}
+
+/// A change of the ring that is running, in a [`Status`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChangeStatus {
+    /// `proposing`, `moving` or `switching`.
+    pub phase: String,
+    /// Partitions that are complete, all nodes together.
+    pub done: u64,
+    /// Partitions that have to be.
+    pub total: u64,
+    /// Bytes received.
+    pub bytes: u64,
+    /// Names of the nodes that are not complete.
+    pub waits_for: Vec<String>,
+}
+
+impl From<&ChangeView> for ChangeStatus {
+    fn from(seen: &ChangeView) -> Self {
+        let progress = seen.progress();
+        Self {
+            phase: seen.phase.clone(),
+            done: progress.done,
+            total: progress.total,
+            bytes: progress.bytes,
+            waits_for: seen.incomplete().map(str::to_owned).collect(),
+        }
+    }
 }
 
 /// A member in a [`Status`].
@@ -85,7 +119,13 @@ pub struct NodeStatus {
 
 impl Status {
     /// Judges what a node shows.
-    pub(crate) fn judge(ring: &RingView, cluster: &ClusterView) -> Self {
+    pub(crate) fn judge(
+        ring: &RingView,
+        cluster: &ClusterView,
+        change: Option<&ChangeView>,
+        agreement_age_seconds: Option<f64>,
+    ) -> Self {
+        let change = change.filter(|seen| !seen.is_idle()).map(Into::into);
         let mut nodes: Vec<NodeStatus> = ring
             .members
             .iter()
@@ -143,7 +183,7 @@ impl Status {
             ));
         }
         if ring.changing {
-            reasons.push("The ring is changing.".to_owned());
+            reasons.push(moving(change.as_ref()));
         }
         let verdict = match spare {
             Some(0..) if reasons.is_empty() => Verdict::Healthy,
@@ -158,9 +198,30 @@ impl Status {
                 .unwrap_or(0),
             seen_from: here.clone(),
             config_version: ring.config_version,
+            change,
+            agreement_age_seconds,
             nodes,
         }
     }
+}
+
+/// One sentence about a change that is running.
+fn moving(change: Option<&ChangeStatus>) -> String {
+    let Some(change) = change else {
+        return "The ring is changing.".to_owned();
+    };
+    let waits = if change.waits_for.is_empty() {
+        String::new()
+    } else {
+        format!("; it waits for {}", change.waits_for.join(", "))
+    };
+    format!(
+        "The ring is changing: {}, {} of {} partitions are complete, {:.1} MiB received{waits}.",
+        change.phase,
+        change.done,
+        change.total,
+        change.bytes as f64 / f64::from(1 << 20)
+    )
 }
 
 /// Live owners beyond what reads and writes need, of the partition that has the fewest of them; below zero
@@ -203,7 +264,7 @@ mod tests {
 
     #[test]
     fn a_whole_cluster_is_healthy_and_survives_what_its_quorums_allow() {
-        let status = Status::judge(&view(3), &ClusterView::default());
+        let status = Status::judge(&view(3), &ClusterView::default(), None, None);
         assert_eq!(
             (status.verdict, status.failures_survived),
             (Verdict::Healthy, 1)
@@ -215,14 +276,14 @@ mod tests {
     fn a_dead_node_degrades_and_a_second_one_stops_some_keys() {
         let mut ring = view(3);
         ring.members[1].alive = false;
-        let status = Status::judge(&ring, &ClusterView::default());
+        let status = Status::judge(&ring, &ClusterView::default(), None, None);
         assert_eq!(
             (status.verdict, status.failures_survived),
             (Verdict::Degraded, 0)
         );
         assert_eq!(status.reasons, ["node-2 (127.0.0.1:8082) is not alive."]);
         ring.members[2].alive = false;
-        let status = Status::judge(&ring, &ClusterView::default());
+        let status = Status::judge(&ring, &ClusterView::default(), None, None);
         assert_eq!(status.verdict, Verdict::Unavailable);
         assert!(
             status
@@ -242,18 +303,38 @@ mod tests {
             }],
             ..ClusterView::default()
         };
-        let status = Status::judge(&view(2), &cluster);
+        let status = Status::judge(&view(2), &cluster, None, None);
         assert_eq!(status.verdict, Verdict::Degraded);
         assert!(status.reasons[0].contains("asks for 3 replicas, and there are 2 nodes"));
         assert!(status.reasons[1].contains("3 writes wait"));
     }
 
     #[test]
+    fn a_running_change_is_told_with_what_it_waits_for() {
+        let text = r#"{"phase":"moving","config_version":4,"ring_version":4,"plan":null,"last":null,"waiting":[],
+            "nodes":[{"id":"4","name":"node-4","role":"joins","silent_ms":3,"config_version":4,
+               "progress":{"covered":false,"done":5,"total":15,"bytes":1572864}}]}"#;
+        let change: ChangeView = serde_json::from_str(text).expect("a change");
+        let mut ring = view(3);
+        ring.changing = true;
+        let status = Status::judge(&ring, &ClusterView::default(), Some(&change), Some(2.5));
+        assert_eq!(status.verdict, Verdict::Degraded);
+        assert_eq!(
+            status.reasons,
+            [
+                "The ring is changing: moving, 5 of 15 partitions are complete, 1.5 MiB received; it waits for node-4."
+            ]
+        );
+        assert_eq!(status.change.map(|change| change.done), Some(5));
+    }
+
+    #[test]
     fn the_json_of_a_status_is_an_interface() {
-        let status = Status::judge(&view(1), &ClusterView::default());
+        let status = Status::judge(&view(1), &ClusterView::default(), None, None);
         let expected = concat!(
             r#"{"verdict":"degraded","reasons":["Bucket `default` asks for 3 replicas, and there are 1 nodes."],"#,
-            r#""failures_survived":0,"seen_from":"","config_version":3,"nodes":[{"name":"node-1","id":"0000000000000001","#,
+            r#""failures_survived":0,"seen_from":"","config_version":3,"change":null,"#,
+            r#""agreement_age_seconds":null,"nodes":[{"name":"node-1","id":"0000000000000001","#,
             r#""zone":"a","http":"127.0.0.1:8081","alive":true,"share":0.2,"hints_waiting":0,"hint_bytes":0}]}"#
         );
         assert_eq!(

@@ -9,8 +9,6 @@ set -eu
 for name in $(env | sed -n 's/^\(TORC_[A-Z0-9_]*\)=$/\1/p'); do
   unset "$name"
 done
-# Only a torc that still has this setting takes it.
-[ -z "${TORC_RING_CHANGES_PREVIEW:-}" ] || torc config default | grep -q ring_changes_preview || unset TORC_RING_CHANGES_PREVIEW
 case "${1:-}" in
   worker) exec torc "$@" ;;
   autoscale)

@@ -11,7 +11,6 @@ use torc_protocol::cluster_admin::{AdminError, AdminId, AdminReply, AdminRequest
 use torc_protocol::cluster_io::{
     CheckId, ClusterEvent, ClusterInput, ClusterOutput, LEFTOVERS_MAX,
 };
-use torc_protocol::cluster_message::JoinRefusal;
 use torc_protocol::message::{PeerBody, PeerMessage};
 use torc_protocol::shard_io::{Input, View};
 use torc_protocol::store::{CommitId, StoreError};
@@ -297,7 +296,7 @@ impl ClusterTask {
                     );
                 }
             }
-            ClusterOutput::JoinRefused(refusal @ JoinRefusal::Unreachable { .. }) => {
+            ClusterOutput::JoinRefused(refusal) if !refusal.is_final() => {
                 warn!(%refusal, "cannot join yet, trying again");
             }
             ClusterOutput::JoinRefused(refusal) => return Err(NodeError::JoinRefused(refusal)),

@@ -60,8 +60,8 @@ pub struct Settings {
     pub durability: Durability,
     /// Listen beyond loopback without tokens.
     pub insecure: bool,
-    /// Change the ring while there are keys.
-    pub ring_changes_preview: bool,
+    /// The dead member, by name or id, whose place this node takes when it joins.
+    pub replace: Option<String>,
     /// Number of partitions as a power of two; only used at bootstrap.
     pub partition_bits: u8,
     /// Number of shards, a power of two of at most 32 (the clock's last index is the cluster machine's).

@@ -70,3 +70,10 @@ mod tests {
         assert!(error.to_string().contains("torc_node=loud"), "{error}");
     }
 }
+
+/// Says which settings of earlier versions were passed by.
+pub fn settings_passed_by(warnings: &[String]) {
+    for warning in warnings {
+        tracing::warn!("setting passed by: {warning}");
+    }
+}

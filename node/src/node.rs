@@ -530,7 +530,7 @@ fn cluster_settings(settings: &Settings) -> Result<ClusterSettings, NodeError> {
     Ok(ClusterSettings {
         drift_max: settings.clock_drift_max.as_micros() as u64,
         drift_warn: settings.clock_drift_warn.as_micros() as u64,
-        moves: settings.ring_changes_preview,
+        replaces: settings.replace.clone(),
         ..ClusterSettings::new(random_u64()?)
     })
 }

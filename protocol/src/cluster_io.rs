@@ -76,7 +76,7 @@ impl ClusterSettings {
             drift_max: 60 * SECOND,
             drift_warn: SECOND,
             replaces: None,
-            moves: false,
+            moves: true,
             #[cfg(feature = "mutants")]
             mutant: None,
         }

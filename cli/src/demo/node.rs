@@ -140,8 +140,6 @@ impl Node {
         command.args(["--peer", &address(self.ports.peer).to_string()]);
         command.arg("--pki").arg(&self.pki);
         command.args(["--durability", &self.durability]);
-        // What the demo is there to show: its nodes join and leave while there are keys.
-        command.args(["--set", "ring_changes_preview=true"]);
         match formation {
             Formation::Bootstrap => drop(command.arg("--bootstrap")),
             Formation::Join(peers) => drop(command.args(["--join", peers])),

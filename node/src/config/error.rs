@@ -64,6 +64,11 @@ pub enum SettingsError {
         "bootstrap and join exclude each other: the first node of a cluster bootstraps, all others join"
     )]
     BootstrapAndJoin,
+    #[error(
+        "replace names the dead member whose place this node takes, and goes with join: add --join ADDRESS of a \
+         living member"
+    )]
+    ReplaceWithoutJoin,
     #[error("{smaller} = {smaller_value} is above {greater} = {greater_value}")]
     OutOfOrder {
         smaller: &'static str,

@@ -219,7 +219,15 @@ pub(super) static KEYS: &[Key] = &[
         "join",
         Kind::HostPorts,
         "[\"127.0.0.1:7081\"]",
-        "Peer addresses of nodes whose cluster this node joins.",
+        "Peer addresses of nodes whose cluster this node joins. When the cluster holds keys, this node's share \
+         of them moves to it before it counts.",
+    ),
+    optional(
+        "replace",
+        Kind::Name,
+        "\"node-3\"",
+        "Name or id of a dead member whose place this node takes; goes with `join`. The member's share moves to \
+         this node in the same change that takes it out. Means nothing once this node is a member.",
     ),
     optional(
         "pki",
@@ -247,14 +255,6 @@ pub(super) static KEYS: &[Key] = &[
         "false",
         "Listen beyond loopback although there are no tokens in this version. Anybody who reaches the \
          listeners reads and writes every key.",
-    ),
-    key(
-        "ring_changes_preview",
-        Kind::Flag,
-        "false",
-        "Take nodes in and let them go while there are keys. A preview: a node that leaves does not wait for \
-         the delivery of writes that it keeps for others under `sloppy`, so do not use the two together. Set it \
-         on all nodes. Without it nodes join only while the cluster holds no keys.",
     ),
     key(
         "partition_bits",
@@ -405,6 +405,25 @@ pub(super) static KEYS: &[Key] = &[
         "Free space on the disk below which writes are refused.",
     ),
 ];
+
+/// Keys of earlier versions that mean nothing any more, and why; they are passed by with a warning.
+static RETIRED: &[(&str, &str)] = &[(
+    "ring_changes_preview",
+    "ring changes are always on; remove it from the configuration",
+)];
+
+/// Why a key of an earlier version is no longer needed.
+pub(super) fn retired(name: &str) -> Option<&'static str> {
+    RETIRED
+        .iter()
+        .find(|(key, _)| *key == name)
+        .map(|(_, why)| *why)
+}
+
+/// The same for the environment variable that overrode it.
+pub(super) fn retired_variable(variable: &str) -> Option<&'static str> {
+    retired(&variable.strip_prefix("TORC_")?.to_ascii_lowercase())
+}
 
 /// The keys of the node, then those of its side services.
 fn all() -> impl Iterator<Item = &'static Key> {

@@ -50,6 +50,7 @@ enum Raw {
 #[derive(Clone, Debug, Default)]
 pub struct Layers {
     values: BTreeMap<&'static str, (Raw, Origin)>,
+    warnings: Vec<String>,
 }
 
 impl Layers {
@@ -94,6 +95,9 @@ impl Layers {
             let origin = Origin::File {
                 line: line_of(text, Some(span)),
             };
+            if self.passes_by(&name, &origin) {
+                continue;
+            }
             layer.push((known(&name, &origin)?, raw(value), origin));
         }
         self.lay(layer);
@@ -115,6 +119,11 @@ impl Layers {
         let mut layer = Vec::new();
         for (variable, value) in variables {
             if !variable.starts_with("TORC_") || is_foreign(&variable) {
+                continue;
+            }
+            if let Some(why) = keys::retired_variable(&variable) {
+                let origin = Origin::Environment { variable };
+                self.warnings.push(format!("{origin}: no longer needed: {why}"));
                 continue;
             }
             let Some(key) = keys::find_variable(&variable) else {
@@ -146,10 +155,29 @@ impl Layers {
         let mut layer = Vec::new();
         for (name, value, flag) in flags {
             let origin = Origin::Flag { flag };
+            if self.passes_by(name, &origin) {
+                continue;
+            }
             layer.push((known(name, &origin)?, Raw::Text(value), origin));
         }
         self.lay(layer);
         Ok(())
+    }
+
+    /// What was passed by although an earlier version knew it; for the log.
+    #[must_use]
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// Whether `name` was a key once and means nothing any more.
+    fn passes_by(&mut self, name: &str, origin: &Origin) -> bool {
+        let Some(why) = keys::retired(name) else {
+            return false;
+        };
+        self.warnings
+            .push(format!("{origin}: `{name}` is no longer needed: {why}"));
+        true
     }
 
     fn lay(&mut self, layer: Vec<(&'static Key, Raw, Origin)>) {
@@ -191,7 +219,7 @@ impl Layers {
             pki: self.optional("pki")?.map(PathBuf::from),
             durability: self.durability()?,
             insecure: self.flag("insecure")?,
-            ring_changes_preview: self.flag("ring_changes_preview")?,
+            replace: self.optional("replace")?,
             partition_bits: self.number("partition_bits")? as u8,
             shards: self.number("shards")? as usize,
             limits: Limits {
@@ -255,6 +283,9 @@ impl Layers {
                     greater_value: format_duration(high),
                 });
             }
+        }
+        if settings.replace.is_some() && !matches!(settings.start, Start::Join(_)) {
+            return Err(SettingsError::ReplaceWithoutJoin);
         }
         if settings.http == settings.admin {
             return Err(SettingsError::SameAddress {

@@ -92,6 +92,40 @@ fn how_a_node_starts_is_one_choice() {
 }
 
 #[test]
+fn who_takes_a_dead_members_place_joins() {
+    let alone = refused("replace = \"node-3\"");
+    assert!(alone.contains("add --join"), "{alone}");
+    let settings = parse_config("join = [\"a:1\"]\nreplace = \"node-3\"").expect("both");
+    assert_eq!(settings.replace.as_deref(), Some("node-3"));
+}
+
+#[test]
+fn a_key_that_is_no_longer_needed_is_passed_by_with_a_warning_wherever_it_stands() {
+    let mut layers = Layers::new();
+    layers
+        .file("name = \"n\"\nring_changes_preview = \"whatever\"")
+        .expect("file");
+    layers
+        .environment(variables(&[("TORC_RING_CHANGES_PREVIEW", "true")]))
+        .expect("environment");
+    layers
+        .flags([(
+            "ring_changes_preview",
+            "true".to_owned(),
+            "--set".to_owned(),
+        )])
+        .expect("flag");
+    let warnings = layers.warnings();
+    assert_eq!(warnings.len(), 3, "{warnings:?}");
+    let places = ["line 2", "environment variable TORC_RING", "flag --set"];
+    for (warning, place) in warnings.iter().zip(places) {
+        assert!(warning.contains(place), "{warning}");
+        assert!(warning.contains("always on"), "{warning}");
+    }
+    assert_eq!(layers.settings().expect("valid").name, "n");
+}
+
+#[test]
 fn unknown_keys_are_refused_with_the_nearest_name_wherever_they_stand() {
     for (text, expected) in [
         (

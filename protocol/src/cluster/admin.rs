@@ -298,6 +298,7 @@ impl Cluster {
                 .admin
                 .waiting
                 .values()
+                .filter(|(member, at)| is_waiting(latest, member, *at, now))
                 .map(|(member, _)| member.clone())
                 .collect(),
             config: Arc::clone(latest),
@@ -372,6 +373,11 @@ impl Cluster {
         }
         Ok(latest.with_buckets(buckets, next_bucket))
     }
+}
+
+/// Whether a node that asked at that time to be taken in still waits for it.
+fn is_waiting(config: &Config, member: &Member, asked_at: Mono, now: Now) -> bool {
+    now.mono.since(asked_at) <= WAITING_AGE_MAX && config.member(member.id).is_none()
 }
 
 fn role(config: &Config, node: NodeId) -> Role {

@@ -70,9 +70,7 @@ impl Problem {
                 StatusCode::NOT_IMPLEMENTED,
                 "not-supported",
                 "Not supported",
-                format!(
-                    "{text} that holds keys, unless its nodes run with ring_changes_preview = true"
-                ),
+                text,
             ),
         };
         problem.boxed()

@@ -51,6 +51,8 @@ pub(crate) enum Command {
     Status(StatusArgs),
     /// Look at the ring, and change it
     Ring(RingArgs),
+    /// Say what each owner holds of a key, and whether they agree
+    Verify(VerifyArgs),
     /// Have a node compare its copies with their other owners' now; it does so all the time anyway
     Repair(RepairArgs),
     /// Look at buckets, make and change them
@@ -307,6 +309,17 @@ pub(crate) enum RingCommand {
         #[command(flatten)]
         admin: AdminArgs,
     },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VerifyArgs {
+    /// The key: any bytes
+    pub(crate) key: OsString,
+    /// Bucket
+    #[arg(long, short, value_name = "NAME", default_value = "default")]
+    pub(crate) bucket: String,
+    #[command(flatten)]
+    pub(crate) admin: AdminArgs,
 }
 
 #[derive(Debug, Args)]

@@ -21,6 +21,7 @@ mod repair;
 mod ring;
 mod serve;
 mod status;
+mod verify;
 mod worker;
 
 use std::process::ExitCode;
@@ -52,6 +53,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Batch(args) => block_on(keys::batch(args)),
         Command::Status(args) => block_on(status::run(args)),
         Command::Ring(args) => block_on(ring::run(args.command)),
+        Command::Verify(args) => block_on(verify::run(args)),
         Command::Repair(args) => block_on(repair::run(args)),
         Command::Bucket(args) => block_on(bucket::run(args.command)),
         Command::Health(args) => block_on(health::run(args)),

@@ -11,7 +11,7 @@ use crate::change::{BucketView, BucketWish, Change, ChangeView, Decided, PlanVie
 use crate::client::{Client, found};
 use crate::error::Error;
 use crate::options::{ClientConfig, Routing};
-use crate::ring::{OwnersView, RingView};
+use crate::ring::{OwnersView, RingView, VerifyView};
 use crate::status::{ClusterView, Status};
 use crate::transport::{Answer, Call};
 
@@ -71,6 +71,18 @@ impl Admin {
         target.push_str("&key=");
         target.push_str(&crate::text::encode(key));
         self.get(target).await?.json("a key's owners")
+    }
+
+    /// What each owner of a key holds of it.
+    ///
+    /// # Errors
+    /// Like [`Admin::ring`].
+    pub async fn verify(&self, bucket: &str, key: &[u8]) -> Result<VerifyView, Error> {
+        let mut target = String::from("/ring/verify?bucket=");
+        target.push_str(&crate::text::encode(bucket.as_bytes()));
+        target.push_str("&key=");
+        target.push_str(&crate::text::encode(key));
+        self.get(target).await?.json("what a key's owners hold")
     }
 
     /// What the cluster looks like from one of its nodes, with a verdict.

@@ -49,7 +49,9 @@ pub use error::{Cause, Error, Outcome};
 pub use list::{ListOptions, ListedKey, Page, Pages};
 pub use options::{ClientConfig, ReadOptions, Routing, WriteOptions};
 pub use problem::Problem;
-pub use ring::{Owner, OwnersView, RingBucket, RingMember, RingTable, RingView};
+pub use ring::{
+    CopyView, Owner, OwnersView, RingBucket, RingMember, RingTable, RingView, VerifyView,
+};
 pub use status::{ChangeStatus, NodeStatus, Status, Verdict};
 pub use text::Text;
 pub use torc_ring::Quorum;

@@ -128,6 +128,51 @@ pub struct Owner {
     pub alive: bool,
 }
 
+/// `GET /ring/verify`: what each owner holds of a key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerifyView {
+    /// Bucket.
+    pub bucket: String,
+    /// The key, as text or base64.
+    pub key: String,
+    /// `base64` where the key is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encoding: Option<String>,
+    /// Replicas of the bucket's keys.
+    pub n: u8,
+    /// Partition that the key falls into.
+    pub partition: u32,
+    /// All owners have answered, and hold the same.
+    pub agree: bool,
+    /// Owners in order of preference; while a change runs, those to come behind them.
+    pub owners: Vec<CopyView>,
+}
+
+/// What one owner holds, in a [`VerifyView`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyView {
+    /// The owner.
+    #[serde(flatten)]
+    pub owner: Owner,
+    /// `holds`, `nothing`, `silent`, or why it does not say.
+    pub answer: String,
+    /// Time and node of the write that it holds, a tombstone's too.
+    pub version: Option<String>,
+    /// Hash of the content, 16 hexadecimal digits.
+    pub hash: Option<String>,
+    /// Up to where it has collected what was deleted, in microseconds since 1970; `None` for nowhere.
+    #[serde(default)]
+    pub floor_micros: Option<u64>,
+}
+
+impl VerifyView {
+    /// The key.
+    #[must_use]
+    pub fn key(&self) -> Text {
+        Text::from_json(self.key.clone(), self.encoding.as_deref())
+    }
+}
+
 impl OwnersView {
     /// The key.
     #[must_use]

@@ -81,6 +81,9 @@ REPAIR = [
     ("Version collisions", "short", [("sum(torc_version_collisions_total)", "must stay 0")]),
     ("Anti-entropy: age of the oldest comparison", "s", [("torc_antientropy_age_seconds", "{{instance}}"), ("job:torc_antientropy_age_seconds:max", "oldest")], "Since when the least verified copy of a partition is known to agree with another owner's."),
     ("Anti-entropy: pairs in doubt", "short", [("torc_antientropy_doubts", "{{instance}}"), ("torc_antientropy_pairs", "{{instance}} all")]),
+    ("Tombstones and values with an expiry", "short", [("torc_tombstones", "{{instance}} {{state}}")], "As far as they were counted. Those that are due are dropped as soon as all members are alive and in agreement."),
+    ("Tombstones: how long the oldest has been due", "s", [("torc_floor_age_seconds", "{{instance}}")], "A member that is away holds all of them up."),
+    ("Tombstones dropped, floors raised", "ops", [(rate("torc_tombstones_collected_total", "instance"), "{{instance}} dropped"), (rate("torc_floor_raises_total", "instance"), "{{instance}} raised")]),
     ("Anti-entropy: keys repaired", "ops", [(rate("torc_antientropy_keys_repaired_total", "instance"), "{{instance}}")]),
 ]
 

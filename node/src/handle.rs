@@ -50,6 +50,8 @@ struct Inner {
     hints: Mutex<BTreeMap<(usize, NodeId), (u64, u64)>>,
     /// Of each shard: age of agreement in microseconds, pairs, pairs in doubt.
     agreement: Mutex<BTreeMap<usize, (u64, u64, u64)>>,
+    /// What waits to be collected in each shard.
+    floors: Mutex<BTreeMap<usize, Floors>>,
     /// Of each shard: joint ring version, partitions complete, of how many, bytes received.
     progress: Mutex<BTreeMap<usize, (u64, u64, u64, u64)>>,
     /// Ways to tell the shards something.
@@ -68,6 +70,17 @@ pub struct Agreement {
     pub pairs: u64,
     /// Pairs that are in doubt and compared first.
     pub doubts: u64,
+}
+
+/// What waits to be collected at this node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Floors {
+    /// Tombstones and values with an expiry, as far as they were counted.
+    pub waiting: u64,
+    /// Those of them in partitions that have some which are old enough.
+    pub due: u64,
+    /// Time for which the oldest of those has been old enough.
+    pub lag: Duration,
 }
 
 /// How far the present ring change has come at this node.
@@ -188,6 +201,7 @@ impl Handle {
             state: RwLock::new(state),
             hints: Mutex::default(),
             agreement: Mutex::default(),
+            floors: Mutex::default(),
             progress: Mutex::default(),
             inlets: OnceLock::new(),
             parts: OnceLock::new(),
@@ -261,6 +275,24 @@ impl Handle {
             sum.age = sum.age.max(Duration::from_micros(age));
             sum.pairs += pairs;
             sum.doubts += doubts;
+        }
+        sum
+    }
+
+    /// What waits to be collected in a shard.
+    pub fn set_floors(&self, shard: usize, floors: Floors) {
+        self.0.floors.lock().insert(shard, floors);
+    }
+
+    /// What waits to be collected in all shards together.
+    #[must_use]
+    pub fn floors(&self) -> Floors {
+        let shards = self.0.floors.lock();
+        let mut sum = Floors::default();
+        for shard in shards.values() {
+            sum.waiting += shard.waiting;
+            sum.due += shard.due;
+            sum.lag = sum.lag.max(shard.lag);
         }
         sum
     }
@@ -497,7 +529,8 @@ impl Handle {
             | ClientOp::Prepare { key, .. }
             | ClientOp::Store { key, .. }
             | ClientOp::Get { key, .. }
-            | ClientOp::Watch { key, .. } => {
+            | ClientOp::Watch { key, .. }
+            | ClientOp::Verify { key } => {
                 Token::of(config.seed, request.bucket, key).partition(config.partition_bits)
             }
             ClientOp::List { partition, .. } => *partition,

@@ -42,6 +42,7 @@ pub enum Route {
     Metrics,
     Ring,
     RingOwners,
+    RingVerify,
     Cluster,
     BucketInfo,
     Asset,
@@ -58,7 +59,7 @@ pub enum Route {
 }
 
 impl Route {
-    pub(crate) const ALL: [Self; 27] = [
+    pub(crate) const ALL: [Self; 28] = [
         Self::Key,
         Self::Bucket,
         Self::Batch,
@@ -73,6 +74,7 @@ impl Route {
         Self::Metrics,
         Self::Ring,
         Self::RingOwners,
+        Self::RingVerify,
         Self::Cluster,
         Self::BucketInfo,
         Self::Asset,
@@ -104,6 +106,7 @@ impl Route {
             Self::Metrics => "/metrics",
             Self::Ring => "/ring",
             Self::RingOwners => "/ring/owners",
+            Self::RingVerify => "/ring/verify",
             Self::Cluster => "/cluster",
             Self::BucketInfo => "/buckets/{bucket}",
             Self::Asset => "/assets/{file}",
@@ -202,6 +205,13 @@ pub struct Metrics {
     sessions_failed: ByName,
     /// `torc_transfer_bytes_total`: bytes of keys and values received in ring changes.
     transfer_bytes: Counter,
+    /// `torc_tombstones_collected_total`: records that were dead by their floor and dropped from disk. Pairs
+    /// with `torc_tombstones{state}`, what is still there.
+    collected: Counter,
+    /// `torc_floor_raises_total`: floors of partitions raised here, as owner.
+    raises: Counter,
+    /// `torc_floor_raises_failed_total{reason}`: raises that this node led and gave up.
+    raises_failed: ByName,
     /// `torc_version_collisions_total`: equal versions with different values were merged. Anything but 0
     /// is a fault somewhere.
     collisions: Counter,
@@ -240,6 +250,9 @@ impl Default for Metrics {
             keys_repaired: Counter::default(),
             sessions_failed: ByName::default(),
             transfer_bytes: Counter::default(),
+            collected: Counter::default(),
+            raises: Counter::default(),
+            raises_failed: ByName::default(),
             collisions: Counter::default(),
             shed: ByName::default(),
             cache: Default::default(),
@@ -347,10 +360,10 @@ impl Metrics {
             Event::Synced { keys, .. } => self.keys_repaired.add(*keys),
             Event::SyncFailed { reason, .. } => self.sessions_failed.add(reason, 1),
             // Gauges, which `Handle` keeps; the last one the replica has counted by its purpose.
+            Event::Collected { count } => self.collected.add(*count),
+            Event::FloorRaised { .. } => self.raises.add(1),
+            Event::FloorGivenUp { reason, .. } => self.raises_failed.add(reason, 1),
             Event::Hints { .. }
-            | Event::FloorRaised { .. }
-            | Event::FloorGivenUp { .. }
-            | Event::Collected { .. }
             | Event::Rebuilt { .. }
             | Event::RebuildFailed { .. }
             | Event::Floors { .. }

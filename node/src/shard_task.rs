@@ -22,7 +22,7 @@ use torc_ring::{ConfigVersion, NodeId, RingVersion};
 use torc_storage::{Committer, Outcome, Store};
 use tracing::{debug, error, warn};
 
-use crate::handle::{Handle, Submission};
+use crate::handle::{Floors, Handle, Submission};
 use crate::quiet::Quiet;
 use crate::transport::Transport;
 
@@ -332,6 +332,26 @@ impl Task {
                 pairs,
                 doubts,
             } => handle.set_agreement(self.tools.index, (*age_us, *pairs, *doubts)),
+            Event::Floors {
+                waiting,
+                due_records,
+                lag_us,
+                ..
+            } => handle.set_floors(
+                self.tools.index,
+                Floors {
+                    waiting: *waiting,
+                    due: *due_records,
+                    lag: Duration::from_micros(*lag_us),
+                },
+            ),
+            Event::FloorGivenUp {
+                partition,
+                step,
+                reason,
+            } => {
+                debug!(partition = partition.0, step, reason, "a floor is not raised now, and is tried again");
+            }
             Event::Progress {
                 ring,
                 done,

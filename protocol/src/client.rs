@@ -1,9 +1,10 @@
 //! What a node's facade asks of the core, and what it is answered.
 
 use bytes::Bytes;
-use torc_ring::{BucketId, PartitionId, Quorum};
+use torc_ring::{BucketId, NodeId, PartitionId, Quorum};
 
-use crate::message::Cursor;
+use crate::hlc::Hlc;
+use crate::message::{Cursor, Refusal};
 use crate::record::{Parts, Record};
 use crate::time::Mono;
 use crate::version::{Digest, Version};
@@ -80,6 +81,11 @@ pub enum ClientOp {
         /// The state that the client knows.
         known: Option<Digest>,
     },
+    /// What each owner holds of a key, for an operator; answered by [`ClientReply::Verified`].
+    Verify {
+        /// 1..=1024 bytes.
+        key: Bytes,
+    },
     /// List keys of one partition, in order of (token, key).
     List {
         /// Partition.
@@ -145,6 +151,11 @@ pub enum ClientReply {
         /// Microseconds since 1970 by the coordinator's clock, against which expiry is judged.
         now_micros: u64,
     },
+    /// What each owner holds: the current ones in order of preference, then those of the ring to come.
+    Verified {
+        /// One for each owner.
+        held: Vec<Held>,
+    },
     /// Live keys of one partition.
     Listed {
         /// In order of (token, key).
@@ -154,6 +165,29 @@ pub enum ClientReply {
     },
     /// No.
     Failed(ClientError),
+}
+
+/// What one owner holds of a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// The owner.
+    pub node: NodeId,
+    /// Its floor of the key's partition; 0 for none, and where it did not say.
+    pub floor: Hlc,
+    /// What it said.
+    pub holding: Holding,
+}
+
+/// What an owner said when it was asked what it holds of a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Holding {
+    /// The digest of the state, a tombstone's too; `None` when nothing is stored, or what is stored is dead by
+    /// the floor.
+    State(Option<Digest>),
+    /// It does not say.
+    Refused(Refusal),
+    /// Nothing, in time.
+    Silent,
 }
 
 /// A key in a list.

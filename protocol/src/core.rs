@@ -469,7 +469,7 @@ pub(crate) struct Caller {
     /// Taken when the answer is given.
     pub(crate) request: Option<RequestId>,
     pub(crate) started: Mono,
-    /// `put`, `delete`, `prepare`, `store`, `get`, `watch`, `list`.
+    /// `put`, `delete`, `prepare`, `store`, `get`, `watch`, `verify`, `list`.
     pub(crate) op: &'static str,
 }
 
@@ -507,6 +507,7 @@ fn outcome_of(reply: &ClientReply) -> &'static str {
         ClientReply::Stored { .. }
         | ClientReply::Prepared { .. }
         | ClientReply::Found { .. }
+        | ClientReply::Verified { .. }
         | ClientReply::Listed { .. } => "ok",
     }
 }

@@ -40,6 +40,7 @@ pub mod sync_message;
 pub mod time;
 mod transfer;
 mod trees;
+mod verify;
 pub mod version;
 mod watch;
 pub mod wire;

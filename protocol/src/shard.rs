@@ -338,6 +338,12 @@ impl Shard {
                     list.restart(&mut self.core, ring, plan);
                 }
             }
+            Some(Op::Verify(verify)) => {
+                let owners = self.all_owners(&bucket, &verify.key);
+                if let Some(Op::Verify(verify)) = self.ops.get_mut(&id) {
+                    verify.restart(&mut self.core, ring, owners);
+                }
+            }
             Some(Op::Watch(_)) => self.register_watch(id),
             None => {}
         }
@@ -457,6 +463,7 @@ impl Shard {
                 step
             }
             Op::List(list) => list.on_timer(&mut self.core),
+            Op::Verify(verify) => verify.on_timer(&mut self.core),
             Op::Watch(watch) => {
                 let (step, again) = watch.on_timer(&mut self.core);
                 renew = again;

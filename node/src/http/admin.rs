@@ -69,29 +69,7 @@ fn table(table: &OwnerTable) -> Value {
 
 /// `GET /ring/owners?bucket=&key=`: who holds this key, in order of preference.
 pub(super) fn owners(call: &Call<'_>) -> Result<Response<Body>, Refused> {
-    let (mut name, mut key) = (None, None);
-    query::for_each_bytes(
-        call.parts.uri.query().unwrap_or(""),
-        &["bucket", "key"],
-        |parameter, value| {
-            match parameter {
-                "bucket" => name = Some(String::from_utf8_lossy(value).into_owned()),
-                _ => key = Some(Bytes::copy_from_slice(value)),
-            }
-            Ok(())
-        },
-    )?;
-    let key = key.ok_or_else(|| Problem::missing_parameter("key"))?;
-    let name = name.unwrap_or_else(|| DEFAULT_BUCKET.to_owned());
-    if !is_bucket_name(&name) {
-        return Err(Problem::bad_bucket_name());
-    }
-    match key.len() {
-        0 => return Err(Problem::empty_key()),
-        len if len > KEY_LEN_MAX => return Err(Problem::key_too_long(len)),
-        _ => {}
-    }
-    json_is_accepted(call)?;
+    let (name, key) = named_key(call)?;
     let view = call.view()?;
     let Some(bucket) = view.config.bucket(&name) else {
         return Err(Problem::no_bucket(&name));
@@ -115,6 +93,34 @@ pub(super) fn owners(call: &Call<'_>) -> Result<Response<Body>, Refused> {
         answer["next_owners"] = Value::Array(list(next));
     }
     Ok(json_response(&answer))
+}
+
+/// Bucket and key that the query names; the bucket is `default` without a name.
+pub(super) fn named_key(call: &Call<'_>) -> Result<(String, Bytes), Refused> {
+    let (mut name, mut key) = (None, None);
+    query::for_each_bytes(
+        call.parts.uri.query().unwrap_or(""),
+        &["bucket", "key"],
+        |parameter, value| {
+            match parameter {
+                "bucket" => name = Some(String::from_utf8_lossy(value).into_owned()),
+                _ => key = Some(Bytes::copy_from_slice(value)),
+            }
+            Ok(())
+        },
+    )?;
+    let key = key.ok_or_else(|| Problem::missing_parameter("key"))?;
+    let name = name.unwrap_or_else(|| DEFAULT_BUCKET.to_owned());
+    if !is_bucket_name(&name) {
+        return Err(Problem::bad_bucket_name());
+    }
+    match key.len() {
+        0 => return Err(Problem::empty_key()),
+        len if len > KEY_LEN_MAX => return Err(Problem::key_too_long(len)),
+        _ => {}
+    }
+    json_is_accepted(call)?;
+    Ok((name, key))
 }
 
 /// `POST /repair`: has this node compare its copies with all other owners' before anything else. `GET
@@ -261,7 +267,7 @@ fn member(member: &Member, view: &View, state: &State, n: u8) -> Value {
     })
 }
 
-fn owner(id: NodeId, view: &View, state: &State) -> Value {
+pub(super) fn owner(id: NodeId, view: &View, state: &State) -> Value {
     let member = view.config.member(id);
     json!({
         "id": id.to_string(),

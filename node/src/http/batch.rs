@@ -302,7 +302,9 @@ async fn answer(worker: Arc<Worker>, planned: Planned) -> Json {
         ClientReply::Failed(error) => {
             failed(&Problem::client(error, access, worker.handle.ready()))
         }
-        ClientReply::Listed { .. } | ClientReply::Prepared { .. } => failed(&Problem::internal()),
+        ClientReply::Listed { .. }
+        | ClientReply::Verified { .. }
+        | ClientReply::Prepared { .. } => failed(&Problem::internal()),
     };
     put_text(&mut line, "key", &key);
     line

@@ -152,7 +152,7 @@ async fn read(
         ClientReply::Failed(error) => {
             Err(Problem::client(error, Access::Read, call.handle().ready()))
         }
-        ClientReply::Stored { .. } | ClientReply::Prepared { .. } | ClientReply::Listed { .. } => {
+        ClientReply::Stored { .. } | ClientReply::Prepared { .. } | ClientReply::Listed { .. } | ClientReply::Verified { .. } => {
             Err(Problem::internal())
         }
     }
@@ -369,7 +369,7 @@ async fn store(
         ClientReply::Failed(error) => {
             Err(Problem::client(error, Access::Write, call.handle().ready()))
         }
-        ClientReply::Found { .. } | ClientReply::Prepared { .. } | ClientReply::Listed { .. } => {
+        ClientReply::Found { .. } | ClientReply::Prepared { .. } | ClientReply::Listed { .. } | ClientReply::Verified { .. } => {
             Err(Problem::internal())
         }
     }

@@ -341,9 +341,10 @@ async fn ask(
         ClientReply::Failed(error) => {
             Err(Problem::client(error, Access::Read, source.handle.ready()))
         }
-        ClientReply::Found { .. } | ClientReply::Prepared { .. } | ClientReply::Stored { .. } => {
-            Err(Problem::internal())
-        }
+        ClientReply::Found { .. }
+        | ClientReply::Prepared { .. }
+        | ClientReply::Stored { .. }
+        | ClientReply::Verified { .. } => Err(Problem::internal()),
     }
 }
 

@@ -28,6 +28,7 @@ mod server;
 mod tags;
 #[cfg(test)]
 mod tests;
+mod verify;
 mod writes;
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

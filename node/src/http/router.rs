@@ -16,7 +16,7 @@ use super::body::Body;
 use super::problem::{Problem, Refused, TARGET_MAX};
 use super::request::Heads;
 use super::{
-    Call, Guard, Side, admin, batch, compat, console, health, keys, list, operate, writes,
+    Call, Guard, Side, admin, batch, compat, console, health, keys, list, operate, verify, writes,
 };
 use crate::metrics::Route;
 
@@ -55,6 +55,7 @@ pub(super) fn route(side: Side, path: &str, method: &Method) -> Route {
         Side::Admin => match path {
             "/metrics" => Route::Metrics,
             "/ring/owners" => Route::RingOwners,
+            "/ring/verify" => Route::RingVerify,
             "/cluster" => Route::Cluster,
             "/repair" => Route::Repair,
             "/ring/plan" => Route::RingPlan,
@@ -166,6 +167,7 @@ async fn dispatch(
         Route::Metrics => Ok(admin::metrics(handle)),
         Route::Ring => admin::ring(call),
         Route::RingOwners => admin::owners(call),
+        Route::RingVerify => verify::verify(call).await,
         Route::Cluster => admin::cluster(call),
         Route::RingChange => operate::change(call).await,
         Route::Buckets => operate::buckets(call),

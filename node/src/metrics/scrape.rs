@@ -9,14 +9,14 @@ use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 use torc_protocol::shard_io::View;
-use torc_ring::NodeId;
+use torc_ring::{NodeId, PartitionId};
 use torc_ring::config::DEFAULT_BUCKET;
 use torc_storage::Properties;
 
 use super::process::Process;
 use super::series::{Counter, Histogram};
 use super::{MODES, Metrics, TIMED};
-use crate::handle::{Agreement, Handle, State};
+use crate::handle::{Agreement, Floors, Handle, State};
 use crate::side::Side;
 
 /// Microseconds in a second.
@@ -30,6 +30,7 @@ pub struct Scrape {
     view: Option<Arc<View>>,
     state: State,
     agreement: Agreement,
+    floors: Floors,
     ready: bool,
     node: NodeId,
     /// Measured round trip of each peer that is connected.
@@ -50,6 +51,7 @@ impl Scrape {
             view: handle.view(),
             state: handle.state(),
             agreement: handle.agreement(),
+            floors: handle.floors(),
             ready: handle.ready().is_ok(),
             node: handle.node(),
             rtt: peers
@@ -315,14 +317,61 @@ impl Scrape {
             "Partitions of the bucket default by what this node has to do with them",
             MetricType::Gauge,
         )?;
-        let owned = ring.partitions_of(bucket.n, self.node).count() as f64;
-        let foreign = f64::from(ring.partitions()) - owned;
-        partitions
-            .encode_family(&[("state", "owned")])?
-            .encode_gauge(&owned)?;
-        partitions
-            .encode_family(&[("state", "foreign")])?
-            .encode_gauge(&foreign)
+        // Owned now and later, coming, going, none of this node's.
+        let mut counts = [
+            ("owned", 0_u32),
+            ("gaining", 0),
+            ("losing", 0),
+            ("foreign", 0),
+        ];
+        for index in 0..ring.partitions() {
+            let owners = ring.owners_of(bucket, PartitionId(index as u16));
+            let now = owners.current.contains(&self.node);
+            let later = owners
+                .target
+                .map_or(now, |target| target.contains(&self.node));
+            let state = match (now, later) {
+                (true, true) => 0,
+                (false, true) => 1,
+                (true, false) => 2,
+                (false, false) => 3,
+            };
+            counts[state].1 += 1;
+        }
+        for (state, count) in counts {
+            partitions
+                .encode_family(&[("state", state)])?
+                .encode_gauge(&f64::from(count))?;
+        }
+        Ok(())
+    }
+
+    fn floors(&self, out: &mut Out<'_>) -> fmt::Result {
+        let help = "Tombstones and values with an expiry in this node's partitions, as far as they were counted: \
+                    `due` where some of the partition are old enough to be collected, else `waiting`";
+        let mut tombstones = out.family("torc_tombstones", help, MetricType::Gauge)?;
+        let waiting = self.floors.waiting.saturating_sub(self.floors.due);
+        for (state, count) in [("waiting", waiting), ("due", self.floors.due)] {
+            tombstones
+                .encode_family(&[("state", state)])?
+                .encode_gauge(&(count as f64))?;
+        }
+        out.gauge(
+            "torc_floor_age_seconds",
+            "Time for which the oldest tombstone or expired value here could have been collected, and was not",
+            self.floors.lag.as_secs_f64(),
+        )?;
+        let m = &self.metrics;
+        let help = "Tombstones and expired values dropped from this node's disk";
+        out.counter("torc_tombstones_collected", help, &m.collected)?;
+        let help = "Floors of partitions that were raised here";
+        out.counter("torc_floor_raises", help, &m.raises)?;
+        out.words(
+            "torc_floor_raises_failed",
+            "Raises that were given up here, and are tried again",
+            "reason",
+            &m.raises_failed.snapshot(),
+        )
     }
 
     fn store(&self, out: &mut Out<'_>) -> fmt::Result {
@@ -483,6 +532,7 @@ impl Collector for Scrape {
         self.peers(&mut out)?;
         self.hints(&mut out)?;
         self.agreement(&mut out)?;
+        self.floors(&mut out)?;
         self.membership(&mut out)?;
         self.store(&mut out)?;
         self.side(&mut out)?;

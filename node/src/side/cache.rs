@@ -633,6 +633,7 @@ impl Written {
             ClientOp::Prepare { .. }
             | ClientOp::Get { .. }
             | ClientOp::Watch { .. }
+            | ClientOp::Verify { .. }
             | ClientOp::List { .. } => return None,
         };
         Some(Self {

@@ -6,6 +6,7 @@ use crate::core::{Ask, Caller, Core};
 use crate::get::Get;
 use crate::list::List;
 use crate::put::Put;
+use crate::verify::Verify;
 use crate::watch::Watch;
 
 #[derive(Debug)]
@@ -14,6 +15,7 @@ pub(super) enum Op {
     Get(Box<Get>),
     List(Box<List>),
     Watch(Box<Watch>),
+    Verify(Box<Verify>),
 }
 
 impl Op {
@@ -23,6 +25,7 @@ impl Op {
             Self::Get(get) => get.ask.ring,
             Self::List(list) => list.ask.ring,
             Self::Watch(watch) => watch.ask.ring,
+            Self::Verify(verify) => verify.ask.ring,
         }
     }
 
@@ -32,6 +35,7 @@ impl Op {
             Self::Get(get) => get.key.bucket,
             Self::List(list) => list.what.bucket,
             Self::Watch(watch) => watch.key.bucket,
+            Self::Verify(verify) => verify.key.bucket,
         }
     }
 
@@ -41,6 +45,7 @@ impl Op {
             Self::Get(get) => get.caller.request.is_some(),
             Self::List(list) => list.caller.request.is_some(),
             Self::Watch(watch) => watch.caller.request.is_some(),
+            Self::Verify(verify) => verify.caller.request.is_some(),
         }
     }
 
@@ -50,6 +55,7 @@ impl Op {
             Self::Get(get) => (&get.ask, &mut get.caller),
             Self::List(list) => (&list.ask, &mut list.caller),
             Self::Watch(watch) => (&watch.ask, &mut watch.caller),
+            Self::Verify(verify) => (&verify.ask, &mut verify.caller),
         }
     }
 
@@ -59,6 +65,7 @@ impl Op {
             Self::Get(get) => get.disarm(core),
             Self::List(list) => list.disarm(core),
             Self::Watch(watch) => watch.disarm(core),
+            Self::Verify(verify) => verify.disarm(core),
         }
     }
 }

@@ -17,6 +17,7 @@ use crate::record::{Kind, Record};
 use crate::replicate::{self};
 use crate::shard_io::Event;
 use crate::time::Mono;
+use crate::verify::Verify;
 use crate::version::Version;
 use crate::watch::{Watch, Wish};
 use crate::wire::Blob;
@@ -64,7 +65,7 @@ impl Shard {
         let quorum = match &request.op {
             ClientOp::Put { w, .. } | ClientOp::Store { w, .. } => *w,
             ClientOp::Get { r, .. } | ClientOp::Watch { r, .. } => *r,
-            ClientOp::List { .. } | ClientOp::Prepare { .. } => None,
+            ClientOp::List { .. } | ClientOp::Prepare { .. } | ClientOp::Verify { .. } => None,
         };
         if let Some(Quorum::Count(given)) = quorum
             && given > bucket.n
@@ -81,7 +82,10 @@ impl Shard {
                 return Err(Refused::With(ClientError::Mode));
             }
             ClientOp::Store { .. } => (false, true),
-            ClientOp::Get { .. } | ClientOp::Watch { .. } | ClientOp::List { .. } => (false, false),
+            ClientOp::Get { .. }
+            | ClientOp::Watch { .. }
+            | ClientOp::Verify { .. }
+            | ClientOp::List { .. } => (false, false),
         };
         if mints && !core.clock_is_fit() {
             return Err(Refused::With(ClientError::ClockDrift));
@@ -195,6 +199,11 @@ impl Shard {
             ClientOp::Watch { key, r, known } => {
                 let key = self.record_key(request.bucket, key);
                 self.start_watch((ask, caller), key, r, known);
+                Ok(())
+            }
+            ClientOp::Verify { key } => {
+                let key = self.record_key(request.bucket, key);
+                self.start_verify((ask, caller), key, bucket);
                 Ok(())
             }
             ClientOp::List {
@@ -402,6 +411,26 @@ impl Shard {
         (self.best_first(need.nodes()), need)
     }
 
+    fn start_verify(&mut self, ids: (Ask, Caller), key: RecordKey, bucket: &Bucket) {
+        let owners = self.all_owners(bucket, &key);
+        let op = ids.0.op;
+        self.open += 1;
+        let verify = Verify::start(&mut self.core, ids, key, owners);
+        self.ops.insert(op, Op::Verify(Box::new(verify)));
+    }
+
+    /// The owners of a key in order of preference, then those that it will have.
+    pub(super) fn all_owners(&self, bucket: &Bucket, key: &RecordKey) -> Vec<NodeId> {
+        let Some(view) = self.core.view.as_ref() else {
+            return Vec::new();
+        };
+        let owners = view.ring.owners_of(bucket, self.core.partition(key));
+        let mut all = owners.current.to_vec();
+        let target = owners.target.unwrap_or_default();
+        all.extend(target.iter().filter(|node| !owners.current.contains(node)));
+        all
+    }
+
     pub(super) fn start_watch(
         &mut self,
         ids: (Ask, Caller),
@@ -511,6 +540,7 @@ fn name_of(op: &ClientOp) -> &'static str {
         ClientOp::Store { .. } => "store",
         ClientOp::Get { .. } => "get",
         ClientOp::Watch { .. } => "watch",
+        ClientOp::Verify { .. } => "verify",
         ClientOp::List { .. } => "list",
     }
 }

@@ -416,6 +416,34 @@ pub(in crate::http) const OPERATIONS: &[Operation] = &[
         ..PLAIN
     },
     Operation {
+        route: Route::RingVerify,
+        sides: ADMIN,
+        tag: "cluster",
+        summary: "What each owner holds of a key",
+        more: "All owners are asked now, those of both rings while a change runs. Nothing is repaired.",
+        parameters: &[
+            given(
+                "bucket",
+                Place::Query,
+                Kind::Text,
+                "Name of the bucket; `default` without it",
+            ),
+            given("key", Place::Needed, Kind::Text, "The key, percent-encoded"),
+        ],
+        answers: &[
+            answer(
+                "200",
+                "Its owners, and what each of them holds",
+                JSON,
+                Kind::Shape("Verified"),
+            ),
+            BAD,
+            NO_BUCKET,
+            NOT_READY,
+        ],
+        ..PLAIN
+    },
+    Operation {
         route: Route::Cluster,
         sides: ADMIN,
         tag: "cluster",

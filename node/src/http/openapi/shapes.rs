@@ -284,6 +284,53 @@ pub(super) const SHAPES: &[Shape] = &[
         ],
     },
     Shape {
+        name: "Verified",
+        text: "What each owner holds of a key",
+        fields: &[
+            field("bucket", Kind::Text, ""),
+            field("key", Kind::Text, ""),
+            field("n", Kind::Whole, ""),
+            field("partition", Kind::Whole, ""),
+            field(
+                "agree",
+                Kind::Flag,
+                "All of them have answered, and hold the same",
+            ),
+            field("owners", Kind::Shapes("Copy"), "In order of preference"),
+        ],
+    },
+    Shape {
+        name: "Copy",
+        text: "What one owner holds of a key",
+        fields: &[
+            field("id", Kind::Text, ""),
+            field("name", Kind::MaybeText, ""),
+            field("http", Kind::MaybeText, ""),
+            field("zone", Kind::MaybeText, ""),
+            field("alive", Kind::Flag, ""),
+            field(
+                "answer",
+                Kind::Word(&[
+                    "holds",
+                    "nothing",
+                    "silent",
+                    "ring_version",
+                    "not_owner",
+                    "storage",
+                    "not_ready",
+                ]),
+                "`holds` a value or a tombstone, or `nothing`; else why it does not say",
+            ),
+            field("version", Kind::MaybeText, "Time and node of the write"),
+            field("hash", Kind::MaybeText, "Of the content, hexadecimal"),
+            maybe(
+                "floor_micros",
+                Kind::Whole,
+                "Up to where the owner has collected what was deleted, in microseconds since 1970",
+            ),
+        ],
+    },
+    Shape {
         name: "Cluster",
         text: "The cluster as seen from one node",
         fields: &[

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc};
 use torc_protocol::client::{
-    ClientError, ClientOp, ClientReply, ClientRequest, ListedKey, record_of,
+    ClientError, ClientOp, ClientReply, ClientRequest, Held, Holding, ListedKey, record_of,
 };
 use torc_protocol::hlc::Hlc;
 use torc_protocol::message::Cursor;
@@ -112,7 +112,7 @@ async fn run(mut submissions: mpsc::Receiver<Submission>, shared: Arc<Shared>, h
             | ClientOp::Store { key, .. }
             | ClientOp::Get { key, .. } => key.starts_with(HELD),
             ClientOp::Watch { .. } => true,
-            ClientOp::List { .. } => false,
+            ClientOp::List { .. } | ClientOp::Verify { .. } => false,
         };
         if !held {
             let _ = reply.send(answer(&shared, &handle, request.op, request.bucket));
@@ -199,6 +199,23 @@ fn answer(shared: &Shared, handle: &Handle, op: ClientOp, bucket: BucketId) -> C
             ClientReply::Found {
                 record: records.get(&at).cloned(),
                 now_micros,
+            }
+        }
+        ClientOp::Verify { key } => {
+            let at = (bucket, Token::of(SEED, bucket, &key), key);
+            let digest = records.get(&at).map(Record::digest);
+            let held = Held {
+                node: NODE,
+                floor: Hlc::from_micros(1_000_000),
+                holding: Holding::State(digest),
+            };
+            let silent = Held {
+                node: NodeId(NODE.0 + 1),
+                floor: Hlc(0),
+                holding: Holding::Silent,
+            };
+            ClientReply::Verified {
+                held: vec![held, silent],
             }
         }
         ClientOp::List {

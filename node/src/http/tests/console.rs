@@ -152,6 +152,8 @@ async fn answers_have_the_fields_that_the_document_promises() {
         (Side::Admin, "/cluster", "/nodes/0", "Member"),
         (Side::Admin, "/ring/owners?key=k", "", "Owners"),
         (Side::Admin, "/ring/owners?key=k", "/owners/0", "Owner"),
+        (Side::Admin, "/ring/verify?key=k", "", "Verified"),
+        (Side::Admin, "/ring/verify?key=k", "/owners/0", "Copy"),
         (Side::Admin, "/buckets/default", "", "Bucket"),
         (Side::Admin, "/repair", "", "Agreement"),
     ];

@@ -189,7 +189,24 @@ async fn the_ring_is_told_on_both_listeners_and_the_secret_on_none() {
         .filter_map(|o| o["id"].as_str())
         .collect();
     assert_eq!(ids.len(), 3);
+    facade.put("/kv/default/held-by-one", b"v").await;
+    let verified = admin
+        .ask("GET", "/ring/verify?key=held-by-one", &[], b"")
+        .await
+        .json();
+    let copies = verified["owners"].as_array().expect("owners");
+    assert_eq!(copies[0]["answer"], "holds");
+    assert_eq!(copies[0]["floor_micros"], 1_000_000);
+    let version = copies[0]["version"].as_str().expect("a version");
+    assert!(version.ends_with("00000000000000a1"), "{version}");
+    assert_eq!(
+        (&copies[1]["answer"], &copies[1]["hash"]),
+        (&json!("silent"), &Value::Null)
+    );
+    assert_eq!(verified["agree"], false);
     for (target, status) in [
+        ("/ring/verify?bucket=default", 400),
+        ("/ring/verify?bucket=absent&key=k", 404),
         ("/ring/owners?bucket=default", 400),
         ("/ring/owners?key=", 400),
         ("/ring/owners?bucket=absent&key=k", 404),
@@ -223,6 +240,7 @@ async fn the_ring_is_told_on_both_listeners_and_the_secret_on_none() {
         "/nope",
         "/kvs",
         "/ring/owners",
+        "/ring/verify",
         "/metrics",
         "/repair",
         "/cluster",

@@ -179,17 +179,19 @@ impl Cluster {
             .unwrap_or_else(|| panic!("the cluster has no node yet"))
     }
 
-    /// Waits until each running node is ready, counts `size` members and sees them all alive.
+    /// Waits until each running node is ready, counts `size` members in a ring that does not change, and sees
+    /// all that run alive.
     pub fn wait_members(&self, size: usize) {
         for node in self.nodes.iter().filter(|node| node.is_launched()) {
             node.wait_ready();
             wait::until(
                 &format!("{size} members on {}", node.name),
                 READY_MAX,
-                || match node.members() {
-                    Ok(members) if members.len() == size => Ok(()),
-                    Ok(members) => Err(format!("members {members:?}")),
-                    Err(error) => Err(error),
+                || match (node.members()?, node.is_changing()?) {
+                    (members, false) if members.len() == size => Ok(()),
+                    (members, changing) => {
+                        Err(format!("members {members:?}, changing: {changing}"))
+                    }
                 },
             );
         }

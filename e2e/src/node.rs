@@ -247,6 +247,17 @@ impl Node {
             .collect())
     }
 
+    /// Whether the ring, as this node knows it, is in the joint phase of a change.
+    ///
+    /// # Errors
+    /// Like [`Self::members`].
+    pub fn is_changing(&self) -> Result<bool, String> {
+        let response = self.ask_admin(&Request::get("/ring"))?;
+        response.json()["changing"]
+            .as_bool()
+            .ok_or_else(|| format!("no ring in {} {}", response.status, response.text()))
+    }
+
     /// Sum of all series of a metric whose labels contain `labels`; `None` when there are none.
     ///
     /// # Errors

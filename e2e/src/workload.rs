@@ -1,7 +1,8 @@
 //! Clients that put, get and delete over several nodes at a time and record what they saw.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -68,6 +69,20 @@ impl Mix {
     }
 }
 
+/// What a load does besides its [`Mix`].
+#[derive(Debug, Clone, Default)]
+pub struct Extras {
+    /// Each key is put once before anything else.
+    pub fill: bool,
+    /// Half of all operations go to the first so many keys; 0 for none in particular.
+    pub hot: u32,
+    /// Values are filled up to so many bytes; 0 for none.
+    pub value_bytes: usize,
+}
+
+/// What values are filled up with.
+const FILLER: char = '.';
+
 /// A request that did not succeed.
 #[derive(Debug, Clone)]
 pub struct Failure {
@@ -109,6 +124,8 @@ struct Failures {
 #[derive(Debug)]
 pub struct Load {
     mix: Mix,
+    targets: Arc<Mutex<Vec<SocketAddr>>>,
+    filling: Arc<AtomicU32>,
     recorder: Arc<Recorder>,
     failures: Arc<Mutex<Failures>>,
     stop: Arc<AtomicBool>,
@@ -118,8 +135,15 @@ pub struct Load {
 impl Load {
     /// Starts the clients. `seed` decides keys and kinds of operations.
     pub fn start(nodes: &[SocketAddr], mix: &Mix, seed: u64) -> Self {
+        Self::start_with(nodes, mix, &Extras::default(), seed)
+    }
+
+    /// Starts the clients; they do more than their mix says.
+    pub fn start_with(nodes: &[SocketAddr], mix: &Mix, extras: &Extras, seed: u64) -> Self {
         let mut load = Self {
             mix: mix.clone(),
+            targets: Arc::new(Mutex::new(nodes.to_vec())),
+            filling: Arc::new(AtomicU32::new(if extras.fill { mix.clients } else { 0 })),
             recorder: Arc::new(Recorder::new()),
             failures: Arc::default(),
             stop: Arc::default(),
@@ -132,16 +156,19 @@ impl Load {
                 keys: (0..mix.keys)
                     .map(|key| format!("{}{key}", mix.prefix).into())
                     .collect(),
+                extras: extras.clone(),
                 random: Random(seed ^ (u64::from(id) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)),
-                nodes: nodes
-                    .iter()
-                    .map(|node| (*node, Client::new(*node, mix.timeout)))
-                    .collect(),
+                targets: Arc::clone(&load.targets),
+                nodes: BTreeMap::new(),
                 recorder: Arc::clone(&load.recorder),
                 failures: Arc::clone(&load.failures),
             };
-            let stop = Arc::clone(&load.stop);
+            let (stop, filling) = (Arc::clone(&load.stop), Arc::clone(&load.filling));
             load.clients.push(thread::spawn(move || {
+                if worker.extras.fill {
+                    worker.fill(&stop);
+                    filling.fetch_sub(1, Ordering::Relaxed);
+                }
                 for number in 0..worker.mix.operations_max {
                     if stop.load(Ordering::Relaxed) {
                         break;
@@ -151,6 +178,16 @@ impl Load {
             }));
         }
         load
+    }
+
+    /// From their next operations on, clients ask these nodes, and no others.
+    pub fn set_nodes(&self, nodes: &[SocketAddr]) {
+        *self.targets.lock().unwrap_or_else(PoisonError::into_inner) = nodes.to_vec();
+    }
+
+    /// Whether every key has been put once, where that was asked for.
+    pub fn is_filled(&self) -> bool {
+        self.filling.load(Ordering::Relaxed) == 0
     }
 
     /// Nanoseconds since the load began, on the clock of its operations.
@@ -197,6 +234,36 @@ impl Load {
         self.finish()
     }
 
+    /// Like [`Self::finish_reading`], for many keys: each is read once, the readers take turns, and so many
+    /// threads read at a time as there were clients.
+    #[track_caller]
+    pub fn finish_reading_once(mut self, readers: &[SocketAddr]) -> Seen {
+        self.join();
+        let keys: Vec<Arc<str>> = self.mix.keys().collect();
+        let share = keys.len().div_ceil(self.mix.clients.max(1) as usize).max(1);
+        let failed = thread::scope(|scope| {
+            let threads: Vec<_> = keys
+                .chunks(share)
+                .enumerate()
+                .map(|(number, keys)| {
+                    let reader = readers[number % readers.len()];
+                    let id = self.mix.clients + number as u32;
+                    let (recorder, timeout) = (&self.recorder, self.mix.timeout);
+                    scope.spawn(move || read_all(recorder, id, (reader, timeout), keys))
+                })
+                .collect();
+            let joined = threads.into_iter().map(|thread| match thread.join() {
+                Ok(failed) => failed,
+                Err(panic) => std::panic::resume_unwind(panic),
+            });
+            joined.flatten().next()
+        });
+        if let Some(failure) = failed {
+            panic!("reading after the load: {failure}");
+        }
+        self.finish()
+    }
+
     fn join(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         for client in self.clients.drain(..) {
@@ -225,37 +292,104 @@ impl Drop for Load {
     }
 }
 
+/// Reads each of the keys once; answers with the first failure.
+fn read_all(
+    recorder: &Recorder,
+    id: u32,
+    (reader, timeout): (SocketAddr, Duration),
+    keys: &[Arc<str>],
+) -> Option<String> {
+    let mut client = Client::new(reader, timeout);
+    for key in keys {
+        let request = Request::get(&format!("/kv/default/{key}?r=quorum"));
+        let mut failed = None;
+        recorder.run(id, key, Call::Get, || {
+            let answer = client.send(&request);
+            let note = note(reader, &answer);
+            let (outcome, failure) = judge(&Call::Get, answer);
+            failed = failure;
+            (outcome, Some(note))
+        });
+        if let Some(failure) = failed {
+            return Some(format!("{key} from {reader}: {failure}"));
+        }
+    }
+    None
+}
+
 struct Worker {
     id: u32,
     mix: Mix,
+    extras: Extras,
     keys: Vec<Arc<str>>,
     random: Random,
-    nodes: Vec<(SocketAddr, Client)>,
+    targets: Arc<Mutex<Vec<SocketAddr>>>,
+    nodes: BTreeMap<SocketAddr, Client>,
     recorder: Arc<Recorder>,
     failures: Arc<Mutex<Failures>>,
 }
 
 impl Worker {
+    /// Puts this client's share of the keys, each once.
+    fn fill(&mut self, stop: &AtomicBool) {
+        let first = self.id as usize;
+        for at in (first..self.keys.len()).step_by(self.mix.clients as usize) {
+            if stop.load(Ordering::Relaxed) {
+                return;
+            }
+            let key = Arc::clone(&self.keys[at]);
+            let value: Value = format!("f{}-{at}", self.id).into();
+            let request = self.put(&key, &value);
+            self.ask(&key, Call::Put(value), &request);
+        }
+    }
+
+    fn put(&self, key: &str, value: &str) -> Request {
+        let target = format!("/kv/default/{key}?{}", self.mix.put_query);
+        let mut body = value.to_owned();
+        let missing = self.extras.value_bytes.saturating_sub(body.len());
+        body.extend(std::iter::repeat_n(FILLER, missing));
+        Request::put(&target, body)
+    }
+
     fn step(&mut self, number: usize) {
-        let key = Arc::clone(&self.keys[self.random.below(self.keys.len())]);
-        let which = self.random.below(self.nodes.len());
-        let (address, client) = &mut self.nodes[which];
+        let hot = self.extras.hot as usize;
+        let among = if hot > 0 && self.random.below(2) == 0 {
+            hot.min(self.keys.len())
+        } else {
+            self.keys.len()
+        };
+        let key = Arc::clone(&self.keys[self.random.below(among)]);
         let target = |query: &str| format!("/kv/default/{key}?{query}");
         let dice = self.random.below(100) as u32;
         let (call, request) = if dice < self.mix.puts {
             let value: Value = format!("c{}-{number}", self.id).into();
-            let request = Request::put(&target(self.mix.put_query), value.as_bytes());
+            let request = self.put(&key, &value);
             (Call::Put(value), request)
         } else if dice < self.mix.puts + self.mix.deletes {
             (Call::Delete, Request::delete(&target(self.mix.put_query)))
         } else {
             (Call::Get, Request::get(&target(self.mix.get_query)))
         };
+        self.ask(&key, call, &request);
+    }
+
+    /// Asks one of the nodes, and records what came back.
+    fn ask(&mut self, key: &Arc<str>, call: Call, request: &Request) {
+        let address = {
+            let targets = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
+            targets[self.random.below(targets.len())]
+        };
+        let timeout = self.mix.timeout;
+        let client = self
+            .nodes
+            .entry(address)
+            .or_insert_with(|| Client::new(address, timeout));
         let invoked_ns = self.recorder.now_ns();
         let mut failed = None;
-        self.recorder.run(self.id, &key, call.clone(), || {
-            let answer = client.send(&request);
-            let note = note(*address, &answer);
+        self.recorder.run(self.id, key, call.clone(), || {
+            let answer = client.send(request);
+            let note = note(address, &answer);
             let is_superseded = matches!(&answer, Ok(response) if is_superseded(response));
             let (outcome, failure) = judge(&call, answer);
             failed = failure;
@@ -272,7 +406,7 @@ impl Worker {
                 failures.first.push(Failure {
                     invoked_ns,
                     returned_ns,
-                    node: *address,
+                    node: address,
                     what,
                 });
             }
@@ -317,7 +451,11 @@ fn judge(call: &Call, answer: Result<Response, HttpError>) -> (Outcome, Option<S
     };
     match (call, response.status) {
         (Call::Put(_) | Call::Delete, 204) => (Outcome::Written, None),
-        (Call::Get, 200) => (Outcome::Saw(Some(response.text().into())), None),
+        (Call::Get, 200) => {
+            let text = response.text();
+            let value: Value = text.trim_end_matches(FILLER).into();
+            (Outcome::Saw(Some(value)), None)
+        }
         (Call::Get, 404) => (Outcome::Saw(None), None),
         // A node that says that nothing was written is taken at its word, and the checker with it.
         (_, status) => {

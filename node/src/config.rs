@@ -83,6 +83,8 @@ pub struct Settings {
     pub hints: Hints,
     /// Anti-entropy.
     pub antientropy: AntiEntropy,
+    /// How often a partition's floor is raised at most, on average; zero for never.
+    pub floor_interval: Duration,
     /// Interval of gossip rounds.
     pub gossip_interval: Duration,
     /// RocksDB.
@@ -91,6 +93,16 @@ pub struct Settings {
     pub cache: Option<Cache>,
     /// The write queue, if there is one.
     pub queue: Option<Queue>,
+}
+
+impl Settings {
+    /// How old a tombstone has to be before it may be collected: older than any write of a client can be on
+    /// its way, by the clocks of the coordinator and of each owner, and than any that waits in the queue.
+    #[must_use]
+    pub fn floor_margin(&self) -> Duration {
+        let queued = self.queue.as_ref().map(|queue| queue.lifetime);
+        self.deadline_max + 2 * self.clock_drift_max + queued.unwrap_or_default()
+    }
 }
 
 /// How a node comes by its cluster.

@@ -559,6 +559,8 @@ fn shard_settings(
         repair_rate: settings.antientropy.rate.div_ceil(count as u64),
         scrub_rate: settings.antientropy.scan_rate.div_ceil(count as u64),
         antientropy_age_target: settings.antientropy.age_target.as_micros() as u64,
+        floor_interval: settings.floor_interval.as_micros() as u64,
+        floor_margin: settings.floor_margin().as_micros() as u64,
         tree_bytes_max: TREE_BYTES_MAX / count,
         ..ShardSettings::new(node, index as u8, count as u8)
     })

@@ -381,6 +381,14 @@ pub(super) static KEYS: &[Key] = &[
          One round takes at least six times `age_target`.",
     ),
     key(
+        "floor.interval",
+        Kind::Time(0..=30 * 24 * HOUR),
+        "\"30m\"",
+        "Tombstones and expired values of a partition are dropped about this often, as soon as they are older than \
+         `deadline_max` and twice `clock.drift_max` together (and `queue.lifetime`, where there is a queue), and \
+         as long as all members are alive; 0s for never. Nodes have to agree on all of these.",
+    ),
+    key(
         "gossip.interval",
         Kind::Time(10..=60 * SECOND),
         "\"100ms\"",

@@ -246,6 +246,7 @@ impl Layers {
                 rate: self.number("antientropy.rate")?,
                 scan_rate: self.number("antientropy.scan_rate")?,
             },
+            floor_interval: self.time("floor.interval")?,
             gossip_interval: self.time("gossip.interval")?,
             storage: Storage {
                 block_cache: self.number("storage.block_cache")? as usize,

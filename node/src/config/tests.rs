@@ -253,6 +253,18 @@ fn beyond_loopback_a_node_wants_to_be_told_that_this_is_meant() {
 }
 
 #[test]
+fn what_is_deleted_is_kept_for_longer_than_anything_can_be_on_its_way() {
+    let settings = parse_config("").expect("the defaults");
+    assert_eq!(settings.floor_margin(), Duration::from_secs(60 + 2 * 60));
+    let queue = "deadline_max = \"5s\"\n[clock]\ndrift_max = \"2s\"\n[queue]\nbrokers = [\"127.0.0.1:5672\"]\n\
+                 lifetime = \"1h\"";
+    let settings = parse_config(queue).expect("a queue");
+    assert_eq!(settings.floor_margin(), Duration::from_secs(3_609));
+    let never = parse_config("[floor]\ninterval = \"0s\"").expect("never");
+    assert_eq!(never.floor_interval, Duration::ZERO);
+}
+
+#[test]
 fn durability_takes_its_interval() {
     let settings =
         parse_config("durability = \"interval\"\ndurability_interval = \"20ms\"").expect("valid");

@@ -350,7 +350,10 @@ impl Task {
                 step,
                 reason,
             } => {
-                debug!(partition = partition.0, step, reason, "a floor is not raised now, and is tried again");
+                debug!(
+                    partition = partition.0,
+                    step, reason, "a floor is not raised now, and is tried again"
+                );
             }
             Event::Progress {
                 ring,

@@ -240,7 +240,11 @@ fn p99(operations: &[Operation], (begin, end): (u64, u64)) -> f64 {
 fn copy_rate(cluster: &Cluster, node: &Node) -> f64 {
     let to = cluster.folder().join("copied");
     let began = Instant::now();
-    let status = Command::new("cp").arg("-r").arg(&node.data).arg(&to).status();
+    let status = Command::new("cp")
+        .arg("-r")
+        .arg(&node.data)
+        .arg(&to)
+        .status();
     let took = began.elapsed().as_secs_f64();
     assert!(status.is_ok_and(|status| status.success()), "cp failed");
     let bytes: u64 = walk(&to);
@@ -372,10 +376,7 @@ fn judge(world: World) {
     } = world;
     let seen = load.finish_reading_once(&readers);
     for &(name, begin, end) in &phases {
-        eprintln!(
-            "p99 {:.1} ms: {name}",
-            p99(&seen.operations, (begin, end))
-        );
+        eprintln!("p99 {:.1} ms: {name}", p99(&seen.operations, (begin, end)));
     }
     let failed = unexcused(&seen, &killed);
     eprintln!(
@@ -454,9 +455,8 @@ fn a_node_joins_a_cluster_with_keys_by_itself_and_the_operator_sees_it() {
         for number in 0..20 {
             let request = Request::get(&format!("/ring/verify?key=kept-{number}"));
             let verified = cluster.nodes[0].ask_admin(&request)?.json();
-            let silent = |copy: &serde_json::Value| {
-                copy["name"] == "node-2" && copy["answer"] == "silent"
-            };
+            let silent =
+                |copy: &serde_json::Value| copy["name"] == "node-2" && copy["answer"] == "silent";
             let copies = verified["owners"].as_array().cloned().unwrap_or_default();
             if copies.iter().any(silent) && verified["agree"] == false {
                 return Ok(());

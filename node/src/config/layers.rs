@@ -123,7 +123,8 @@ impl Layers {
             }
             if let Some(why) = keys::retired_variable(&variable) {
                 let origin = Origin::Environment { variable };
-                self.warnings.push(format!("{origin}: no longer needed: {why}"));
+                self.warnings
+                    .push(format!("{origin}: no longer needed: {why}"));
                 continue;
             }
             let Some(key) = keys::find_variable(&variable) else {

@@ -145,9 +145,10 @@ async fn find(call: &Call<'_>, key: Bytes, may_be_cached: bool) -> Result<(Recor
         ClientReply::Failed(error) => {
             Err(Problem::client(error, Access::Read, call.handle().ready()))
         }
-        ClientReply::Stored { .. } | ClientReply::Prepared { .. } | ClientReply::Listed { .. } | ClientReply::Verified { .. } => {
-            Err(Problem::internal())
-        }
+        ClientReply::Stored { .. }
+        | ClientReply::Prepared { .. }
+        | ClientReply::Listed { .. }
+        | ClientReply::Verified { .. } => Err(Problem::internal()),
     }
 }
 
@@ -179,8 +180,9 @@ async fn write(
         ClientReply::Failed(error) => {
             Err(Problem::client(error, Access::Write, call.handle().ready()))
         }
-        ClientReply::Found { .. } | ClientReply::Prepared { .. } | ClientReply::Listed { .. } | ClientReply::Verified { .. } => {
-            Err(Problem::internal())
-        }
+        ClientReply::Found { .. }
+        | ClientReply::Prepared { .. }
+        | ClientReply::Listed { .. }
+        | ClientReply::Verified { .. } => Err(Problem::internal()),
     }
 }

@@ -152,9 +152,10 @@ async fn read(
         ClientReply::Failed(error) => {
             Err(Problem::client(error, Access::Read, call.handle().ready()))
         }
-        ClientReply::Stored { .. } | ClientReply::Prepared { .. } | ClientReply::Listed { .. } | ClientReply::Verified { .. } => {
-            Err(Problem::internal())
-        }
+        ClientReply::Stored { .. }
+        | ClientReply::Prepared { .. }
+        | ClientReply::Listed { .. }
+        | ClientReply::Verified { .. } => Err(Problem::internal()),
     }
 }
 
@@ -369,9 +370,10 @@ async fn store(
         ClientReply::Failed(error) => {
             Err(Problem::client(error, Access::Write, call.handle().ready()))
         }
-        ClientReply::Found { .. } | ClientReply::Prepared { .. } | ClientReply::Listed { .. } | ClientReply::Verified { .. } => {
-            Err(Problem::internal())
-        }
+        ClientReply::Found { .. }
+        | ClientReply::Prepared { .. }
+        | ClientReply::Listed { .. }
+        | ClientReply::Verified { .. } => Err(Problem::internal()),
     }
 }
 

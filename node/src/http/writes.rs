@@ -83,7 +83,10 @@ pub(super) async fn accept(
         ClientReply::Failed(error) => {
             return Err(Problem::client(error, Access::Write, call.handle().ready()));
         }
-        ClientReply::Stored { .. } | ClientReply::Found { .. } | ClientReply::Listed { .. } | ClientReply::Verified { .. } => {
+        ClientReply::Stored { .. }
+        | ClientReply::Found { .. }
+        | ClientReply::Listed { .. }
+        | ClientReply::Verified { .. } => {
             return Err(Problem::internal());
         }
     };
@@ -194,9 +197,10 @@ async fn get(call: &Call<'_>, bucket: BucketId, key: Bytes) -> Result<Option<Rec
         ClientReply::Failed(error) => {
             Err(Problem::client(error, Access::Read, call.handle().ready()))
         }
-        ClientReply::Stored { .. } | ClientReply::Prepared { .. } | ClientReply::Listed { .. } | ClientReply::Verified { .. } => {
-            Err(Problem::internal())
-        }
+        ClientReply::Stored { .. }
+        | ClientReply::Prepared { .. }
+        | ClientReply::Listed { .. }
+        | ClientReply::Verified { .. } => Err(Problem::internal()),
     }
 }
 
@@ -273,9 +277,10 @@ async fn store(call: &Call<'_>, write: Queued) -> Result<Response<Body>, Refused
         ClientReply::Failed(error) => {
             Err(Problem::client(error, Access::Write, call.handle().ready()))
         }
-        ClientReply::Found { .. } | ClientReply::Prepared { .. } | ClientReply::Listed { .. } | ClientReply::Verified { .. } => {
-            Err(Problem::internal())
-        }
+        ClientReply::Found { .. }
+        | ClientReply::Prepared { .. }
+        | ClientReply::Listed { .. }
+        | ClientReply::Verified { .. } => Err(Problem::internal()),
     }
 }
 
@@ -309,9 +314,10 @@ async fn note(
         ClientReply::Failed(error) => {
             Err(Problem::client(error, Access::Write, call.handle().ready()))
         }
-        ClientReply::Found { .. } | ClientReply::Prepared { .. } | ClientReply::Listed { .. } | ClientReply::Verified { .. } => {
-            Err(Problem::internal())
-        }
+        ClientReply::Found { .. }
+        | ClientReply::Prepared { .. }
+        | ClientReply::Listed { .. }
+        | ClientReply::Verified { .. } => Err(Problem::internal()),
     }
 }
 

@@ -9,8 +9,8 @@ use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 use torc_protocol::shard_io::View;
-use torc_ring::{NodeId, PartitionId};
 use torc_ring::config::DEFAULT_BUCKET;
+use torc_ring::{NodeId, PartitionId};
 use torc_storage::Properties;
 
 use super::process::Process;

@@ -166,9 +166,7 @@ impl Shard {
                 step
             }
             Op::List(list) => list.on_reply(&mut self.core, (from, reply.floor), reply.kind),
-            Op::Verify(verify) => {
-                verify.on_reply(&mut self.core, (from, reply.floor), reply.kind)
-            }
+            Op::Verify(verify) => verify.on_reply(&mut self.core, (from, reply.floor), reply.kind),
             Op::Watch(watch) => {
                 if reply.kind == ReplyKind::Changed {
                     wish = watch.on_changed();

@@ -77,9 +77,7 @@ pub struct Agreement {
 pub struct Floors {
     /// Tombstones and values with an expiry, as far as they were counted.
     pub waiting: u64,
-    /// Those of them in partitions that have some which are old enough.
-    pub due: u64,
-    /// Time for which the oldest of those has been old enough.
+    /// Time for which the oldest of them has been old enough.
     pub lag: Duration,
 }
 
@@ -291,7 +289,6 @@ impl Handle {
         let mut sum = Floors::default();
         for shard in shards.values() {
             sum.waiting += shard.waiting;
-            sum.due += shard.due;
             sum.lag = sum.lag.max(shard.lag);
         }
         sum

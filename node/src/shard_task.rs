@@ -333,15 +333,11 @@ impl Task {
                 doubts,
             } => handle.set_agreement(self.tools.index, (*age_us, *pairs, *doubts)),
             Event::Floors {
-                waiting,
-                due_records,
-                lag_us,
-                ..
+                waiting, lag_us, ..
             } => handle.set_floors(
                 self.tools.index,
                 Floors {
                     waiting: *waiting,
-                    due: *due_records,
                     lag: Duration::from_micros(*lag_us),
                 },
             ),

@@ -293,6 +293,35 @@ fn any_node_tells_the_status_with_everybodys_progress() {
 }
 
 #[test]
+fn the_status_names_nodes_that_wait_and_forgets_them_when_they_are_in_or_gone() {
+    let mut world = formed(42, 3);
+    world.cover_delay = 2 * SECOND;
+    let late = world.add(Flags::Join(vec![0]), 0);
+    let waiting = |world: &mut World| -> Vec<usize> {
+        let waiting = world.status(0).waiting;
+        let index = |id| world.nodes.iter().position(|node| node.id == id);
+        waiting.iter().filter_map(|m| index(m.id)).collect()
+    };
+    assert!(world.run_till(5 * SECOND, is_joint));
+    assert_eq!(waiting(&mut world), [0; 0], "it is in the ring to come");
+    let later = world.add(Flags::Join(vec![0]), 0);
+    world.run(500 * MS);
+    assert_eq!(waiting(&mut world), [later]);
+    let there = |w: &World| w.is_formed() && w.members().contains(&later);
+    assert!(world.run_till(30 * SECOND, there), "{}", world.account());
+    assert_eq!(waiting(&mut world), [0; 0], "{late} and {later} are in");
+
+    // One that is refused and goes away is forgotten after a while.
+    let gone = world.add(Flags::Join(vec![0]), 0);
+    world.nodes[gone].wrong_address = true;
+    world.run(2 * SECOND);
+    assert_eq!(waiting(&mut world), [gone]);
+    world.crash(gone);
+    world.run(40 * SECOND);
+    assert_eq!(waiting(&mut world), [0; 0]);
+}
+
+#[test]
 fn what_cannot_be_done_says_why() {
     let mut world = formed(13, 3);
     assert_eq!(

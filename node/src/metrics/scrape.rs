@@ -347,15 +347,11 @@ impl Scrape {
     }
 
     fn floors(&self, out: &mut Out<'_>) -> fmt::Result {
-        let help = "Tombstones and values with an expiry in this node's partitions, as far as they were counted: \
-                    `due` where some of the partition are old enough to be collected, else `waiting`";
+        let help = "Tombstones and values with an expiry in this node's partitions, as far as they were counted";
         let mut tombstones = out.family("torc_tombstones", help, MetricType::Gauge)?;
-        let waiting = self.floors.waiting.saturating_sub(self.floors.due);
-        for (state, count) in [("waiting", waiting), ("due", self.floors.due)] {
-            tombstones
-                .encode_family(&[("state", state)])?
-                .encode_gauge(&(count as f64))?;
-        }
+        tombstones
+            .encode_family(&[("state", "waiting")])?
+            .encode_gauge(&(self.floors.waiting as f64))?;
         out.gauge(
             "torc_floor_age_seconds",
             "Time for which the oldest tombstone or expired value here could have been collected, and was not",

@@ -8,6 +8,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::{mpsc, oneshot};
 use torc_protocol::client::{ClientError, ClientOp, ClientReply, ClientRequest};
 use torc_protocol::cluster_admin::{AdminError, AdminReply, AdminRequest};
+use torc_protocol::floor::FloorStatus;
 use torc_protocol::shard_io::{Input, View};
 use torc_protocol::time::{Mono, Now, Wall};
 use torc_ring::{ConflictMode, NodeId, PartitionId, RingVersion, Token};
@@ -51,7 +52,7 @@ struct Inner {
     /// Of each shard: age of agreement in microseconds, pairs, pairs in doubt.
     agreement: Mutex<BTreeMap<usize, (u64, u64, u64)>>,
     /// What waits to be collected in each shard.
-    floors: Mutex<BTreeMap<usize, Floors>>,
+    floors: Mutex<BTreeMap<usize, FloorStatus>>,
     /// Of each shard: joint ring version, partitions complete, of how many, bytes received.
     progress: Mutex<BTreeMap<usize, (u64, u64, u64, u64)>>,
     /// Ways to tell the shards something.
@@ -70,15 +71,6 @@ pub struct Agreement {
     pub pairs: u64,
     /// Pairs that are in doubt and compared first.
     pub doubts: u64,
-}
-
-/// What waits to be collected at this node.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Floors {
-    /// Tombstones and values with an expiry, as far as they were counted.
-    pub waiting: u64,
-    /// Time for which the oldest of them has been old enough.
-    pub lag: Duration,
 }
 
 /// How far the present ring change has come at this node.
@@ -278,18 +270,24 @@ impl Handle {
     }
 
     /// What waits to be collected in a shard.
-    pub fn set_floors(&self, shard: usize, floors: Floors) {
+    pub fn set_floors(&self, shard: usize, floors: FloorStatus) {
         self.0.floors.lock().insert(shard, floors);
     }
 
     /// What waits to be collected in all shards together.
     #[must_use]
-    pub fn floors(&self) -> Floors {
+    pub fn floors(&self) -> FloorStatus {
         let shards = self.0.floors.lock();
-        let mut sum = Floors::default();
+        let mut sum = FloorStatus::default();
         for shard in shards.values() {
-            sum.waiting += shard.waiting;
-            sum.lag = sum.lag.max(shard.lag);
+            sum.young += shard.young;
+            sum.due += shard.due;
+            sum.collecting += shard.collecting;
+            sum.partitions_due += shard.partitions_due;
+            sum.uncounted += shard.uncounted;
+            sum.behind += shard.behind;
+            sum.lag_us = sum.lag_us.max(shard.lag_us);
+            sum.held.extend(shard.held.iter().cloned());
         }
         sum
     }

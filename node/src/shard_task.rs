@@ -22,7 +22,7 @@ use torc_ring::{ConfigVersion, NodeId, RingVersion};
 use torc_storage::{Committer, Outcome, Store};
 use tracing::{debug, error, warn};
 
-use crate::handle::{Floors, Handle, Submission};
+use crate::handle::{Handle, Submission};
 use crate::quiet::Quiet;
 use crate::transport::Transport;
 
@@ -332,15 +332,7 @@ impl Task {
                 pairs,
                 doubts,
             } => handle.set_agreement(self.tools.index, (*age_us, *pairs, *doubts)),
-            Event::Floors {
-                waiting, lag_us, ..
-            } => handle.set_floors(
-                self.tools.index,
-                Floors {
-                    waiting: *waiting,
-                    lag: Duration::from_micros(*lag_us),
-                },
-            ),
+            Event::Floors(status) => handle.set_floors(self.tools.index, status.clone()),
             Event::FloorGivenUp {
                 partition,
                 step,

@@ -1,5 +1,6 @@
 //! One answer to a scrape: what was counted, and what the node knows at this moment.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,6 +9,7 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
+use torc_protocol::floor::FloorStatus;
 use torc_protocol::shard_io::View;
 use torc_ring::config::DEFAULT_BUCKET;
 use torc_ring::{NodeId, PartitionId};
@@ -16,7 +18,7 @@ use torc_storage::Properties;
 use super::process::Process;
 use super::series::{Counter, Histogram};
 use super::{MODES, Metrics, TIMED};
-use crate::handle::{Agreement, Floors, Handle, State};
+use crate::handle::{Agreement, Handle, State};
 use crate::side::Side;
 
 /// Microseconds in a second.
@@ -30,7 +32,7 @@ pub struct Scrape {
     view: Option<Arc<View>>,
     state: State,
     agreement: Agreement,
-    floors: Floors,
+    floors: FloorStatus,
     ready: bool,
     node: NodeId,
     /// Measured round trip of each peer that is connected.
@@ -347,16 +349,39 @@ impl Scrape {
     }
 
     fn floors(&self, out: &mut Out<'_>) -> fmt::Result {
-        let help = "Tombstones and values with an expiry in this node's partitions, as far as they were counted";
+        let floors = &self.floors;
+        let help = "Tombstones and values with an expiry in this node's partitions, as far as they were counted: too \
+                    `young` to be collected, `due`, and below their floor but still on disk (`collecting`)";
         let mut tombstones = out.family("torc_tombstones", help, MetricType::Gauge)?;
-        tombstones
-            .encode_family(&[("state", "waiting")])?
-            .encode_gauge(&(self.floors.waiting as f64))?;
+        for (state, count) in [
+            ("young", floors.young),
+            ("due", floors.due),
+            ("collecting", floors.collecting),
+        ] {
+            tombstones
+                .encode_family(&[("state", state)])?
+                .encode_gauge(&(count as f64))?;
+        }
         out.gauge(
             "torc_floor_age_seconds",
             "Time for which the oldest tombstone or expired value here could have been collected, and was not",
-            self.floors.lag.as_secs_f64(),
+            floors.lag_us as f64 / MICROS,
         )?;
+        out.gauge(
+            "torc_floor_partitions_uncounted",
+            "Partitions of buckets whose tombstones were not counted since the start",
+            floors.uncounted as f64,
+        )?;
+        let help = "Partitions of buckets whose floor this node would raise, and does not because of that node";
+        let mut held = out.family("torc_floor_held", help, MetricType::Gauge)?;
+        let mut causes: BTreeMap<(&str, NodeId), u64> = BTreeMap::new();
+        for cause in &floors.held {
+            *causes.entry((cause.reason, cause.node)).or_default() += cause.partitions;
+        }
+        for ((reason, node), partitions) in causes {
+            held.encode_family(&[("reason", reason), ("node", &self.name(node))])?
+                .encode_gauge(&(partitions as f64))?;
+        }
         let m = &self.metrics;
         let help = "Tombstones and expired values dropped from this node's disk";
         out.counter("torc_tombstones_collected", help, &m.collected)?;

@@ -132,12 +132,15 @@ impl Get {
     }
 
     /// Asks so many owners that their answers would suffice, as far as there are any left: the first one
-    /// for the value, the others for digests, those that take the place of one that refused for the value.
+    /// for the value, the others for digests, those that take the place of one that refused, or is to be asked
+    /// again, for the value.
     fn ask_enough(&mut self, core: &mut Core) {
         let mut tally = self.plan.need.tally();
         let refused = |answer: &Answer| matches!(answer, Answer::Refused);
-        for (node, _) in self.answers.iter().filter(|(_, answer)| !refused(answer)) {
-            tally.ack(*node);
+        for (node, answer) in &self.answers {
+            if !refused(answer) && !self.retry.contains(node) {
+                tally.ack(*node);
+            }
         }
         let first = self.answers.is_empty();
         while let Some(node) = self.ask_next(core, &tally, first && !self.answers.is_empty()) {
@@ -274,6 +277,10 @@ impl Get {
             let ours = core.view.as_ref().map(|view| view.config.version);
             if ours.is_some_and(|ours| config <= ours) && !self.retry.contains(&from) {
                 self.retry.push(from);
+                if ours == Some(config) {
+                    // It has the ring and does not serve yet: that may take a while.
+                    self.ask_enough(core);
+                }
                 self.arm(core);
             }
             return;

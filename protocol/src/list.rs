@@ -94,7 +94,8 @@ impl List {
     /// Asks so many owners that their answers would suffice, as far as there are any left.
     fn ask_enough(&mut self, core: &mut Core) {
         let mut tally = self.need.tally();
-        for node in self.asked.iter().filter(|n| !self.refused.contains(n)) {
+        let counts = |node: &&NodeId| !self.refused.contains(node) && !self.retry.contains(node);
+        for node in self.asked.iter().filter(counts) {
             tally.ack(*node);
         }
         while let Some(node) = self.ask_next(core, &tally) {
@@ -149,6 +150,10 @@ impl List {
                 let ours = core.view.as_ref().map(|view| view.config.version);
                 if ours.is_some_and(|ours| config <= ours) {
                     self.retry.push(from);
+                    if ours == Some(config) {
+                        // It has the ring and does not serve yet: that may take a while.
+                        self.ask_enough(core);
+                    }
                     self.arm(core);
                 }
             }

@@ -554,8 +554,10 @@ fn admit(core: &mut Core, from: &From, kind: &RequestKind) -> Result<(), Refusal
     if from.ring != core.ring_version() && !core.has(Mutant::ServesAcrossRings) {
         return Err(stale(core));
     }
+    // A node that joins has the ring a moment before it serves under it: it is asked again, as one is that has
+    // yet to learn of the ring. Where both rings must answer, nobody else can take its place.
     if !core.serving {
-        return Err(Refusal::Overloaded);
+        return Err(stale(core));
     }
     if core.now.mono >= from.deadline {
         return Err(Refusal::Expired);

@@ -35,6 +35,41 @@ fn quorum(required: u8, received: u8, maybe_applied: bool) -> ClientReply {
     })
 }
 
+#[test]
+fn owners_to_come_that_do_not_serve_yet_are_waited_for() {
+    let mut cluster = moving(&[A, B, C], &[A, D, E]);
+    cluster.write(A, KEY, b"v");
+    for node in [D, E] {
+        cluster.restart_unconfigured(node);
+        let view = cluster.view(A);
+        cluster.apply_view(node, &view);
+    }
+    let list = ClientOp::List {
+        partition: PartitionId(0),
+        after: None,
+        prefix: Bytes::new(),
+        limit: 4,
+    };
+    let asked = [
+        cluster.client(A, put(KEY, b"w")),
+        cluster.client(B, get(KEY)),
+        cluster.client(B, list),
+    ];
+    cluster.settle();
+    cluster.advance(300 * MS);
+    for request in asked {
+        assert_eq!(cluster.reply(request), None, "they may serve in time");
+    }
+    cluster.configure(D);
+    cluster.advance(300 * MS);
+    assert!(stored(cluster.reply(asked[0])).is_some(), "A and D are two");
+    assert!(cluster.found(asked[1]).is_some());
+    assert!(matches!(
+        cluster.reply(asked[2]),
+        Some(ClientReply::Listed { .. })
+    ));
+}
+
 // ---- writes
 
 #[test]

@@ -462,6 +462,6 @@ fn a_node_joins_a_cluster_with_keys_by_itself_and_the_operator_sees_it() {
                 return Ok(());
             }
         }
-        Err("no key of node-2 among them")
+        Err("no key of node-2 among them".to_owned())
     });
 }

@@ -201,7 +201,7 @@ async fn the_ring_is_told_on_both_listeners_and_the_secret_on_none() {
     assert!(version.ends_with("00000000000000a1"), "{version}");
     assert_eq!(
         (&copies[1]["answer"], &copies[1]["hash"]),
-        (&json!("silent"), &Value::Null)
+        (&json!("silent"), &serde_json::Value::Null)
     );
     assert_eq!(verified["agree"], false);
     for (target, status) in [

@@ -295,7 +295,7 @@ fn keys_go_in_and_out_as_they_are_and_sigterm_stops_a_node_in_order() {
     let status = json(&run(&["status", "--admin", &admin, "--output", "json"]));
     assert_eq!(
         names(&status),
-        "config_version failures_survived nodes reasons seen_from verdict"
+        "agreement_age_seconds change config_version failures_survived nodes reasons seen_from verdict"
     );
     assert_eq!(
         names(&status["nodes"][0]),

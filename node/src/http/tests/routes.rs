@@ -189,9 +189,9 @@ async fn the_ring_is_told_on_both_listeners_and_the_secret_on_none() {
         .filter_map(|o| o["id"].as_str())
         .collect();
     assert_eq!(ids.len(), 3);
-    facade.put("/kv/default/held-by-one", b"v").await;
+    facade.put("/kv/default/copied", b"v").await;
     let verified = admin
-        .ask("GET", "/ring/verify?key=held-by-one", &[], b"")
+        .ask("GET", "/ring/verify?key=copied", &[], b"")
         .await
         .json();
     let copies = verified["owners"].as_array().expect("owners");

@@ -77,10 +77,12 @@ impl Verify {
         let holding = match kind {
             ReplyKind::Digest { digest } => Holding::State(digest),
             ReplyKind::Full { record } => Holding::State(record.map(|record| record.digest())),
-            // It is asked again: one of the two is about to catch up.
-            ReplyKind::Refused(Refusal::RingVersion { .. }) => return Step::Wait,
-            ReplyKind::Refused(refusal) => Holding::Refused(refusal),
-            ReplyKind::Written { .. }
+            // One that has another ring is asked again: one of the two is about to catch up.
+            ReplyKind::Refused(refusal) if !matches!(refusal, Refusal::RingVersion { .. }) => {
+                Holding::Refused(refusal)
+            }
+            ReplyKind::Refused(_)
+            | ReplyKind::Written { .. }
             | ReplyKind::StoodIn
             | ReplyKind::Listed(_)
             | ReplyKind::Changed => return Step::Wait,

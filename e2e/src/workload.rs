@@ -340,7 +340,7 @@ impl Worker {
             let key = Arc::clone(&self.keys[at]);
             let value: Value = format!("f{}-{at}", self.id).into();
             let request = self.put(&key, &value);
-            self.ask(&key, Call::Put(value), &request);
+            self.ask(&key, &Call::Put(value), &request);
         }
     }
 
@@ -371,11 +371,11 @@ impl Worker {
         } else {
             (Call::Get, Request::get(&target(self.mix.get_query)))
         };
-        self.ask(&key, call, &request);
+        self.ask(&key, &call, &request);
     }
 
     /// Asks one of the nodes, and records what came back.
-    fn ask(&mut self, key: &Arc<str>, call: Call, request: &Request) {
+    fn ask(&mut self, key: &Arc<str>, call: &Call, request: &Request) {
         let address = {
             let targets = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
             targets[self.random.below(targets.len())]
@@ -391,7 +391,7 @@ impl Worker {
             let answer = client.send(request);
             let note = note(address, &answer);
             let is_superseded = matches!(&answer, Ok(response) if is_superseded(response));
-            let (outcome, failure) = judge(&call, answer);
+            let (outcome, failure) = judge(call, answer);
             failed = failure;
             let is_void = is_superseded && !self.mix.one_clock && outcome == Outcome::Written;
             let outcome = if is_void { Outcome::Unknown } else { outcome };

@@ -60,6 +60,13 @@ pub fn start(filter: Option<&str>) -> Result<(), LogError> {
     started.map_err(|source| LogError::Twice { source })
 }
 
+/// Says which settings of earlier versions were passed by.
+pub fn settings_passed_by(warnings: &[String]) {
+    for warning in warnings {
+        tracing::warn!("setting passed by: {warning}");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -68,12 +75,5 @@ mod tests {
     fn a_malformed_filter_is_refused_and_named() {
         let error = start(Some("torc_node=loud")).expect_err("not a level");
         assert!(error.to_string().contains("torc_node=loud"), "{error}");
-    }
-}
-
-/// Says which settings of earlier versions were passed by.
-pub fn settings_passed_by(warnings: &[String]) {
-    for warning in warnings {
-        tracing::warn!("setting passed by: {warning}");
     }
 }

@@ -551,12 +551,9 @@ fn name_of(kind: &RequestKind) -> &'static str {
 
 /// Whether the request is of this ring version, in time, and about a partition that this node owns.
 fn admit(core: &mut Core, from: &From, kind: &RequestKind) -> Result<(), Refusal> {
-    if from.ring != core.ring_version() && !core.has(Mutant::ServesAcrossRings) {
-        return Err(stale(core));
-    }
-    // A node that joins has the ring a moment before it serves under it: it is asked again, as one is that has
-    // yet to learn of the ring. Where both rings must answer, nobody else can take its place.
-    if !core.serving {
+    // A joiner has the ring before it serves, and is asked again too: nobody else can take its place.
+    let same = from.ring == core.ring_version() || core.has(Mutant::ServesAcrossRings);
+    if !same || !core.serving {
         return Err(stale(core));
     }
     if core.now.mono >= from.deadline {

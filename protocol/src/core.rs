@@ -68,7 +68,7 @@ pub struct ShardSettings {
     /// How often a partition's floor is raised at most, on average, in microseconds; 0 for never.
     pub floor_interval: u64,
     /// Only versions older than this by each owner's own clock, in microseconds, are collected: longer than
-    /// any write of a client can be on its way.
+    /// any write of a client can be on its way ([`crate::floor::margin`]).
     pub floor_margin: u64,
     /// Memory of all hash trees, in bytes; beyond it, new ones get few leaves.
     pub tree_bytes_max: usize,

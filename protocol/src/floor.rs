@@ -9,7 +9,7 @@
 //! dropped from disk afterwards, page by page: so a raise is one small durable write.
 //! Source: protocol, section 7. `siblings` and `linearizable` buckets have no floor yet.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use torc_ring::{BucketId, ConflictMode, NodeId, PartitionId};
@@ -81,6 +81,54 @@ impl Mark {
     }
 }
 
+/// The margin that a floor must keep so that raising it gets in nobody's way, in microseconds: a write is on its
+/// way for `deadline` at most, was minted by a clock that may be `drift_max` behind the median of all and is
+/// closed by one that may be as much ahead of it, and may have waited in a queue for `queue_lifetime` (0 without
+/// one). A shorter margin loses nothing, but refuses writes that are only slow.
+#[must_use]
+pub const fn margin(deadline: u64, drift_max: u64, queue_lifetime: u64) -> u64 {
+    let drift = drift_max.saturating_mul(2);
+    deadline
+        .saturating_add(drift)
+        .saturating_add(queue_lifetime)
+}
+
+/// A margin is shorter than [`margin`] says; both in microseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MarginTooShort {
+    /// What was wanted.
+    pub given: u64,
+    /// The least that may be.
+    pub least: u64,
+}
+
+impl std::fmt::Display for MarginTooShort {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { given, least } = self;
+        write!(
+            f,
+            "tombstones may be collected after {given} us, which is sooner than writes can arrive: set at least {least} us (deadline + 2 x greatest clock drift + lifetime of queued writes)"
+        )
+    }
+}
+
+impl std::error::Error for MarginTooShort {}
+
+/// Whether a margin of `given` microseconds is long enough.
+///
+/// # Errors
+/// When it is shorter than [`margin`] of the other three.
+pub const fn check_margin(
+    given: u64,
+    (deadline, drift_max, queue_lifetime): (u64, u64, u64),
+) -> Result<(), MarginTooShort> {
+    let least = margin(deadline, drift_max, queue_lifetime);
+    if given < least {
+        return Err(MarginTooShort { given, least });
+    }
+    Ok(())
+}
+
 /// Why a session is held for a floor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Why {
@@ -120,6 +168,12 @@ pub(crate) struct Over {
 #[derive(Debug, Default)]
 pub(crate) struct Floors {
     places: BTreeMap<TreeId, Place>,
+    /// Gained partitions of which the closes of the owners before are not known yet: nothing of them is
+    /// complete.
+    pub(crate) inheriting: BTreeSet<TreeId>,
+    /// Copies that a session of a ring change brings something to now. None of them is rebuilt meanwhile, and
+    /// none that is rebuilt is covered: what a rebuild refuses would count as covered.
+    pub(crate) covering: BTreeSet<TreeId>,
     /// Sessions that somebody should hold.
     pub(crate) wanted: VecDeque<Wanted>,
     /// Sessions that are over.
@@ -134,11 +188,11 @@ struct Place {
     intake: Hlc,
     /// The greatest floor of another owner that was heard of, and whose.
     heard: Option<(Hlc, NodeId)>,
-    /// The closes of the other owners are not known yet.
-    inheriting: bool,
     rebuilding: bool,
     /// This node has been able to stand in for an owner since then.
     role_since: Hlc,
+    /// It can stand in, and has not asked the owners yet how far they had closed before it could.
+    role_unasked: bool,
     /// Keys that were written to since the watch began, with the greatest version.
     watch: Option<Watch>,
     dying: Dying,
@@ -251,6 +305,12 @@ impl Floors {
     fn take_role(&mut self, tree: TreeId, since: Hlc) {
         let place = self.place_mut(tree);
         place.role_since = place.role_since.max(since);
+        place.role_unasked = true;
+    }
+
+    /// Whether this node has to ask how far the owners have closed before it may stand in.
+    pub(crate) fn is_role_unasked(&self, tree: TreeId) -> bool {
+        self.place(tree).is_some_and(|place| place.role_unasked)
     }
 
     fn promise(&mut self, tree: TreeId, to: Hlc) {
@@ -302,17 +362,20 @@ impl Floors {
     }
 
     /// These partitions, and no others, wait for the closes of other owners.
-    fn inherit_only(&mut self, trees: &std::collections::BTreeSet<TreeId>) {
-        for (tree, place) in &mut self.places {
-            place.inheriting = trees.contains(tree);
-        }
-        for &tree in trees {
-            self.place_mut(tree).inheriting = true;
-        }
+    fn inherit_only(&mut self, trees: BTreeSet<TreeId>) {
+        self.inheriting = trees;
     }
 
     fn inherited(&mut self, tree: TreeId) {
-        self.place_mut(tree).inheriting = false;
+        self.inheriting.remove(&tree);
+        self.place_mut(tree).role_unasked = false;
+    }
+
+    /// What others have said of their floors belongs to an older ring.
+    fn unhear_all(&mut self) {
+        for place in self.places.values_mut() {
+            place.heard = None;
+        }
     }
 
     /// What will be dead one day is counted from here on, while the records are looked at.
@@ -417,20 +480,18 @@ impl Core {
         version: Version,
         (purpose, floor): (WritePurpose, Hlc),
     ) -> Result<(), Refusal> {
-        let Some(place) = self.floors.place(tree) else {
-            return Ok(());
-        };
         match purpose {
             WritePurpose::Client | WritePurpose::Hint => {
-                if place.inheriting && !self.has(Mutant::CloseNotInherited) {
+                if self.floors.inheriting.contains(&tree) {
                     return Err(Refusal::Inheriting);
                 }
-                if version.hlc <= place.mark.close {
+                let close = self.floors.mark(tree).close;
+                if version.hlc <= close && !self.has(Mutant::FloorBeforeCloses) {
                     return Err(Refusal::Closed);
                 }
             }
             WritePurpose::Repair => {
-                if !self.takes(tree, version, floor) {
+                if !self.takes(tree, version, floor) && !self.has(Mutant::ReadIgnoresFloor) {
                     return Err(Refusal::Closed);
                 }
             }
@@ -446,10 +507,8 @@ impl Core {
 
     /// Whether this node may take a counted hint of that version.
     pub(crate) fn may_promise(&self, tree: TreeId, version: Version) -> bool {
-        {
-            let role = self.floors.place(tree).map_or(Hlc(0), |p| p.role_since);
-            version.hlc > self.floors.mark(tree).promise.max(role)
-        }
+        let role = self.floors.place(tree).map_or(Hlc(0), |p| p.role_since);
+        version.hlc > self.floors.mark(tree).promise.max(role)
     }
 
     /// The owners of a partition of an `lww` bucket that does not move, if this node is one of them.
@@ -514,6 +573,17 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn a_margin_covers_deadline_both_clocks_and_the_queue() {
+        assert_eq!(margin(2, 60, 0), 122);
+        assert_eq!(margin(2, 60, 100), 222);
+        assert_eq!(margin(u64::MAX, 1, 1), u64::MAX);
+        assert_eq!(check_margin(122, (2, 60, 0)), Ok(()));
+        let short = check_margin(121, (2, 60, 0)).expect_err("too short");
+        assert_eq!((short.given, short.least), (121, 122));
+        assert!(short.to_string().contains("122"));
+    }
 
     proptest! {
         #[test]

@@ -394,12 +394,17 @@ impl Get {
         tally.verdict() == Verdict::Met
     }
 
-    /// The highest floor that an answer was read at.
+    /// The highest floor that an answer was read at. One that was put aside, to be asked for as a whole, says
+    /// nothing any more: what its owner held at that floor is not known here.
     fn floor(&self, core: &Core) -> Hlc {
         if core.has(Mutant::ReadIgnoresFloor) {
             return Hlc(0);
         }
-        self.floors.values().copied().max().unwrap_or_default()
+        let aside = core.has(Mutant::FloorOfNoAnswer);
+        let counts = |answer: &Answer| aside || answer.digest().is_some();
+        let answers = self.answers.iter().filter(|(_, answer)| counts(answer));
+        let floors = answers.filter_map(|(node, _)| self.floors.get(node));
+        floors.copied().max().unwrap_or_default()
     }
 
     /// What each answer counts for: versions up to the highest floor seen that only owners with lower floors

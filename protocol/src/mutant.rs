@@ -103,7 +103,7 @@ mutants! {
     RebuildRaisesFirst = 48,
     /// A comparison for a raise counts before what it brought is fsynced.
     SessionCountedEarly = 49,
-    /// A new owner takes writes without the closes of the others.
+    /// New owners and stand-ins do not take over the closes of the others.
     CloseNotInherited = 50,
     /// A node that has lost a file keeps its floor. (In the simulator's disk.)
     LostFileKeepsFloor = 51,
@@ -121,4 +121,14 @@ mutants! {
     DrainSkipped = 57,
     /// A switch does not wait for hints that counted towards a write quorum.
     CountedHintsLeft = 58,
+    /// A copy is complete although a source has a higher floor.
+    CoveredAtLowerFloor = 59,
+    /// A copy is complete before the closes of the owners before are known.
+    ClosesNotAwaited = 60,
+    /// A node stands in without asking how far the owners have closed.
+    RoleWithoutCloses = 61,
+    /// A read goes by the floor of an answer that it has put aside.
+    FloorOfNoAnswer = 62,
+    /// A mark with the old floor is stored while a higher one is on its way to disk.
+    FloorOverwritten = 63,
 }

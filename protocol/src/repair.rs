@@ -459,6 +459,10 @@ impl Repair {
         if !core.floors.wanted.is_empty() {
             self.go_on(core, replica);
         }
+        // The closes that it waited for may be known by now.
+        if let Some(coverage) = &mut self.coverage {
+            coverage.announce(core);
+        }
         if matches!(self.saving, Saving::Wanted) && !replica.has_writes() && !self.has_writes() {
             self.write_trees(core);
         }
@@ -511,6 +515,11 @@ impl Repair {
             .retain(|_, reader| reader.session() != Some(id));
         let pair = (session.partition, session.peer);
         let ok = flow == Flow::Over;
+        if session.purpose == Purpose::Cover {
+            for &bucket in &session.buckets {
+                core.floors.covering.remove(&(bucket, session.partition));
+            }
+        }
         match session.purpose {
             Purpose::Compare => self
                 .schedule
@@ -632,6 +641,10 @@ impl Repair {
         buckets: Vec<BucketId>,
     ) {
         let what = (purpose, peer, partition);
+        if purpose == Purpose::Cover {
+            let trees = buckets.iter().map(|&bucket| (bucket, partition));
+            core.floors.covering.extend(trees);
+        }
         let session = Session::new(cx!(self, core, replica), what, buckets);
         let id = session.id;
         self.sessions.insert(id, session);

@@ -3,7 +3,9 @@
 //!
 //! Invariant: a source counts only after a whole session with it, at this joint ring version, each side
 //! having durably applied and drained it, and with everything received fsynced; a node that is a current
-//! owner itself counts itself. Progress is of this ring version only and is not stored: after a crash the
+//! owner itself counts itself. It counts only for a copy whose floor is no higher than this one's: a higher one
+//! is taken over first, by a rebuild, since below it absence is information that this copy would not have. And
+//! a copy is complete only when the closes of the owners before are known. Progress is of this ring version only and is not stored: after a crash the
 //! trees tell what is still missing.
 //! Source: protocol, section 4, step 3. One source alone may lack acknowledged writes, and so may an owner
 //! that stays.
@@ -124,10 +126,15 @@ impl Coverage {
         let may = |pair: PairId| {
             !core.dead.contains(&pair.1) && self.backoff.get(&pair).is_none_or(|&at| at <= now)
         };
+        let rebuilding = |partition: PartitionId| {
+            let all = (partition, BucketId(0))..=(partition, BucketId(u32::MAX));
+            let mut items = self.items.range(all);
+            items.any(|(&(_, bucket), _)| core.floors.is_rebuilding((bucket, partition)))
+        };
         let wanted = self
             .items
             .iter()
-            .filter(|((partition, _), _)| !busy.contains(partition));
+            .filter(|((partition, _), _)| !busy.contains(partition) && !rebuilding(*partition));
         for (&(partition, _), item) in wanted {
             let source = item
                 .sources
@@ -171,11 +178,15 @@ impl Coverage {
     }
 
     /// Says once that everything is here, when it is on disk for good.
-    fn announce(&mut self, core: &mut Core) {
+    pub(crate) fn announce(&mut self, core: &mut Core) {
         // A write that counted because of a hint may be at no owner: it is delivered, to the target owners
         // too, before any of them calls itself complete by what the others have, and before a leaver goes.
+        if self.end != End::Open {
+            return;
+        }
         let owes = core.counted_hints > 0 && !core.has(Mutant::CountedHintsLeft);
-        if !self.items.is_empty() || owes || self.end != End::Open {
+        let inherits = !core.floors.inheriting.is_empty() && !core.has(Mutant::ClosesNotAwaited);
+        if !self.items.is_empty() || owes || inherits {
             return;
         }
         if self.total == 0 {

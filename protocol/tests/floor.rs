@@ -241,3 +241,39 @@ fn closes_and_floors_outlive_a_crash() {
     assert_eq!(answer, Some(ReplyKind::Refused(Refusal::Closed)));
     assert!(cluster.mark(B).floor >= before.floor);
 }
+
+#[test]
+fn a_floor_on_its_way_to_disk_is_not_overwritten_by_the_one_before_it() {
+    let mut cluster = cluster();
+    cluster.write(A, b"k", b"v");
+    delete_at(&mut cluster, A, b"k");
+    let raised = |event: &Event| matches!(event, Event::FloorRaised { .. });
+    // B's disk is slow: while it stores a floor, all else that B does goes on, ticks as well.
+    let mut before = Hlc(0);
+    for _ in 0..2_000 {
+        cluster.hold_commits(&[B]);
+        cluster.advance(SECOND / 4);
+        while cluster.commit(B, Ok(())).is_some() {
+            assert!(cluster.mark(B).floor >= before, "it has fallen");
+            before = cluster.mark(B).floor;
+            cluster.settle();
+        }
+        if cluster
+            .events(B)
+            .iter()
+            .filter(|event| raised(event))
+            .count()
+            >= 3
+        {
+            return;
+        }
+        delete_at_held(&mut cluster, b"k");
+    }
+    panic!("the floor does not rise");
+}
+
+/// Deletes a key while one owner's disk is slow: two others take it.
+fn delete_at_held(cluster: &mut Cluster, key: &[u8]) {
+    cluster.client(A, delete(key));
+    cluster.settle();
+}

@@ -582,6 +582,10 @@ fn a_stand_in_counts_once_its_hint_is_durable_and_hands_it_over() {
     cluster.hold_commits(&[stand_in]);
     let write = cluster.client(coordinator, sloppy(KEY, b"v", Quorum::All));
     cluster.settle();
+    assert_eq!(cluster.hints_on_disk(stand_in), 0);
+    // What the owners had closed before it could stand in is on disk first.
+    assert_eq!(cluster.commit(stand_in, Ok(())), Some(Sync::Fsync));
+    cluster.advance(50 * MS);
     assert_eq!(cluster.reply(write), None);
     assert_eq!(cluster.commit(stand_in, Ok(())), Some(Sync::Fsync));
     cluster.settle();

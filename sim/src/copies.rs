@@ -9,7 +9,8 @@ use crate::place::Set;
 use crate::world::{Fate, Node, World, number_of_bytes};
 
 impl World {
-    /// All present owners of the key hold that version or a later one, or have dropped it with its floor.
+    /// All present owners of the key hold that version or a later one, or have dropped it with its floor. (Those
+    /// of a ring to come get it before that ring holds.)
     pub(crate) fn everywhere(&mut self, node: usize, key: &RecordKey, version: Version) {
         let mut slots = self.nodes[node].slots.iter();
         let Some(placed) = slots.find_map(|slot| slot.placed.clone()) else {
@@ -21,6 +22,7 @@ impl World {
         let all: Vec<Part> = placed
             .sets(key)
             .iter()
+            .filter(|set| !set.id.target)
             .map(|set| Part {
                 set: set.id,
                 of: set.nodes.len(),

@@ -284,9 +284,13 @@ impl Store {
                 };
                 self.records.insert(key, merged);
             }
-            Write::Drop(range) => self.records.retain(|key, _| {
-                key.bucket != range.bucket || !(range.first..=range.last).contains(&key.token)
-            }),
+            Write::Drop(range) => {
+                let stays = |key: &RecordKey| {
+                    key.bucket != range.bucket || !(range.first..=range.last).contains(&key.token)
+                };
+                self.records.retain(|key, _| stays(key));
+                self.graves.retain(|key, _| stays(key));
+            }
             Write::Remove { key } => {
                 self.records.remove(&key);
             }

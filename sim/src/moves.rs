@@ -24,6 +24,8 @@ use crate::world::{Ev, Fate, World};
 const DEAD_AFTER: u64 = 6 * SECOND;
 /// Chance that a node crashes at a step of a change, in thousandths.
 const CRASH_AT_STEP: u64 = 40;
+/// The same when a close, a promise or a floor is on its disk.
+const CRASH_AT_FLOOR: u64 = 8;
 
 /// What operators want of the ring later.
 #[derive(Clone, Debug)]
@@ -272,7 +274,16 @@ impl World {
 
     /// A step of a change is reached at a node: now and then that is when it crashes.
     pub(crate) fn crash_at_step(&mut self, node: usize) {
-        if self.plan.moves && self.faults.crashes > 0 && self.rng.chance(CRASH_AT_STEP) {
+        self.crash_with_chance(node, CRASH_AT_STEP);
+    }
+
+    /// The same of a step of a floor, of which there are more.
+    pub(crate) fn crash_at_floor(&mut self, node: usize) {
+        self.crash_with_chance(node, CRASH_AT_FLOOR);
+    }
+
+    fn crash_with_chance(&mut self, node: usize, permille: u64) {
+        if self.plan.moves && self.faults.crashes > 0 && self.rng.chance(permille) {
             let life = self.nodes[node].life;
             let after = self.rng.below(3 * MS);
             self.schedule(after, Ev::Crash { node, life });
@@ -386,8 +397,12 @@ impl World {
                 };
                 let found = self.nodes[at].disk.durable().records.get(&record_key);
                 let has = found.map(torc_protocol::record::Record::version);
-                let complete = covered::complete((owner, key), Some(must), has);
-                self.check(complete);
+                // A copy with a floor need not hold what is dead by it.
+                let gone = has.is_none() && self.is_collected(at, &record_key, must);
+                if !gone {
+                    let complete = covered::complete((owner, key), Some(must), has);
+                    self.check(complete);
+                }
             }
         }
     }

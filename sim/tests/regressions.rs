@@ -4,7 +4,7 @@
 use torc_sim::{Plan, run};
 
 /// Seed, operations, and what it once showed.
-const SEEDS: [(u64, u64, &str); 9] = [
+const SEEDS: [(u64, u64, &str); 13] = [
     (3, 500, "a late promise was blamed on its sender"),
     (
         64,
@@ -40,6 +40,22 @@ const SEEDS: [(u64, u64, &str); 9] = [
         469,
         2_000,
         "a config that could not be stored, and came again meanwhile, was never asked for any more",
+    ),
+    (
+        815,
+        500,
+        "something was wrong that was mended and not written down",
+    ),
+    (2_663, 500, "the same"),
+    (
+        900,
+        2_000,
+        "a read went by the floor of an answer that it had put aside",
+    ),
+    (
+        1_716,
+        2_000,
+        "a floor on its way to disk was overwritten by the one before it",
     ),
     (
         100_709,

@@ -70,6 +70,10 @@ impl Keeper {
             // Its end asks for it again.
             return;
         }
+        if self.is_rising(core, tree) {
+            self.want_collection(tree);
+            return;
+        }
         core.floors.watch(tree);
         core.floors.begin_count(tree);
         self.collect = Some(Collect {

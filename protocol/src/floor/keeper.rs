@@ -20,6 +20,7 @@ use crate::floor_message::{FloorAnswer, FloorAsk, FloorBody, FloorMessage, Floor
 use crate::hints::Hints;
 use crate::hlc::Hlc;
 use crate::message::{OpId, PeerBody};
+use crate::mutant::Mutant;
 use crate::rng::Rng;
 use crate::shard_io::{Event, View};
 use crate::store::{CommitId, Found, ReadId, StateKey, StoreError, Sync, Write};
@@ -283,6 +284,7 @@ impl Keeper {
             }
             core.floors.wanted.clear();
             core.floors.over.clear();
+            core.floors.unhear_all();
         }
         Self::take_roles(core, before);
         self.clear_lost(core, &view);
@@ -337,6 +339,10 @@ impl Keeper {
     /// What this node does not own has no floor here; its closes and promises stay.
     fn clear_lost(&mut self, core: &mut Core, view: &View) {
         let node = core.node();
+        let exists = |tree: &TreeId| view.config.bucket_by_id(tree.0).is_some();
+        core.floors.inheriting.retain(exists);
+        self.inherits.retain(|tree, _| exists(tree));
+        self.held.retain(|tree, _| exists(tree));
         for tree in core.floors.trees() {
             let exists = view.config.bucket_by_id(tree.0).is_some();
             if !exists {
@@ -359,6 +365,13 @@ impl Keeper {
         self.pending
             .values()
             .any(|pending| matches!(pending, Pending::Cleared))
+    }
+
+    /// Whether a higher floor of that partition is on its way to disk. Until it is there the mark in memory has the
+    /// old one, and may not be stored: it would come after the new one and take its place.
+    pub(super) fn is_rising(&self, core: &Core, tree: TreeId) -> bool {
+        !core.has(Mutant::FloorOverwritten)
+            && self.pending.values().any(|pending| pending.raises(tree))
     }
 
     /// Whether a floor is on its way to disk.

@@ -93,6 +93,10 @@ impl Keeper {
         if self.is_asked(asker) {
             return;
         }
+        if self.is_rising(core, asker.tree) {
+            asker.refuse(core, FloorRefusal::NotReady);
+            return;
+        }
         core.floors.promise(asker.tree, to);
         let id = core.store_mark(asker.tree);
         self.pending.insert(id, Pending::Promise(asker, to));
@@ -187,6 +191,9 @@ impl Keeper {
         let young = to > core.limit();
         match fit(core, asker.tree, floor) {
             Ok(()) if young => asker.refuse(core, FloorRefusal::TooYoung),
+            Ok(()) if self.is_rising(core, asker.tree) => {
+                asker.refuse(core, FloorRefusal::NotReady);
+            }
             Ok(()) => {
                 core.floors.close(asker.tree, to);
                 let id = core.store_mark(asker.tree);
@@ -291,7 +298,8 @@ impl Keeper {
             return;
         }
         let mut mark = core.floors.mark(asker.tree);
-        if mark.close < to && !core.has(Mutant::FloorBeforeCloses) {
+        let closed = mark.close >= to || core.has(Mutant::FloorBeforeCloses);
+        if !closed || self.is_rising(core, asker.tree) {
             asker.refuse(core, FloorRefusal::NotReady);
             return;
         }

@@ -44,6 +44,7 @@ impl Keeper {
             let busy = self.rebuilds.contains_key(&tree)
                 || self.pauses.contains_key(&tree)
                 || self.inherits.contains_key(&tree)
+                || core.floors.covering.contains(&tree)
                 || self
                     .pending
                     .values()
@@ -99,6 +100,8 @@ impl Keeper {
             return;
         }
         let Some(doom) = found else {
+            // Whoever had that floor may have lost it since: who has one says so again.
+            core.floors.unhear(tree);
             self.fail_rebuild(core, tree, "session");
             return;
         };

@@ -86,6 +86,8 @@ pub(crate) struct Session {
     pub(super) doom: Doom,
     /// The two sides have different floors somewhere, so that they need not have become equal.
     uneven: bool,
+    /// The greatest floor of the other side in each bucket, while the session lasted.
+    heard: BTreeMap<BucketId, Hlc>,
 }
 
 #[derive(Debug)]
@@ -144,6 +146,7 @@ impl Session {
             timer: None,
             doom: Doom::new(),
             uneven: false,
+            heard: BTreeMap::new(),
         };
         let mut missing = BTreeMap::new();
         for &bucket in &session.buckets {
@@ -200,7 +203,10 @@ impl Session {
         if let SyncAnswer::Refused(refusal) = answer {
             return self.on_refusal(cx, refusal);
         }
-        self.open = None;
+        let bucket = self.open.take().and_then(|ask| ask.bucket());
+        if let Some(bucket) = bucket {
+            self.hear(bucket, floor);
+        }
         self.patience = 0;
         self.arm(cx, None);
         match (answer, &mut self.stage) {
@@ -263,13 +269,14 @@ impl Session {
         if roots.len() != self.buckets.len() {
             return Flow::Failed("peer");
         }
-        for (&bucket, theirs) in self.buckets.iter().zip(roots) {
+        for (bucket, theirs) in self.buckets.clone().into_iter().zip(roots) {
             let Some(ours) = cx.root((bucket, self.partition)) else {
                 return Flow::Failed("tree");
             };
             cx.core
                 .floors
                 .hear((bucket, self.partition), self.peer, theirs.floor);
+            self.hear(bucket, theirs.floor);
             self.uneven |= theirs.floor != ours.floor;
             let of_use = match self.purpose {
                 Purpose::Floor(Why::Raise) => theirs.floor == ours.floor,
@@ -286,10 +293,25 @@ impl Session {
         self.next_bucket(cx)
     }
 
+    fn hear(&mut self, bucket: BucketId, floor: Hlc) {
+        let heard = self.heard.entry(bucket).or_default();
+        *heard = floor.max(*heard);
+    }
+
+    /// Whether the other side has a higher floor somewhere. What it holds is no whole copy then: deleted
+    /// values of which it has forgotten the tombstones may be here, from another owner.
+    fn is_lower(&self, cx: &Cx<'_>) -> bool {
+        let lower = |(&bucket, &floor): (&BucketId, &Hlc)| {
+            floor > cx.core.floors.floor((bucket, self.partition))
+        };
+        self.heard.iter().any(lower) && !cx.core.has(Mutant::CoveredAtLowerFloor)
+    }
+
     fn next_bucket(&mut self, cx: &mut Cx<'_>) -> Flow {
         let Some((bucket, theirs)) = self.todo.pop_front() else {
             self.stage = Stage::Closing;
             match self.purpose {
+                Purpose::Cover if self.is_lower(cx) => return Flow::Failed("floor"),
                 Purpose::Cover | Purpose::Floor(_) => return Flow::Over,
                 // They agree only as far as the lower floor goes: the side that has it rebuilds.
                 Purpose::Compare if self.uneven => return Flow::Failed("floor"),

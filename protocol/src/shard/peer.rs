@@ -6,6 +6,7 @@ use crate::core::{Ask, Step};
 use crate::get::For;
 use crate::hints::StandIn;
 use crate::message::{PeerBody, PeerMessage, Refusal, Reply, ReplyKind, Request, RequestKind};
+use crate::mutant::Mutant;
 use crate::record::KEY_LEN_MAX;
 use crate::replicate::{self};
 use crate::shard_io::Output;
@@ -56,6 +57,12 @@ impl Shard {
     pub(super) fn on_stand_in(&mut self, from: NodeId, request: Request) {
         let refusal = self.stand_in_refusal(&request);
         if let Some(refusal) = refusal {
+            if let (RequestKind::StandIn { key, .. }, Refusal::Inheriting) =
+                (&request.kind, refusal)
+            {
+                let tree = self.core.tree_of(key);
+                self.floor.ask_role(&mut self.core, tree);
+            }
             replicate::refuse_request(&mut self.core, from, &request, refusal);
             return;
         }
@@ -121,6 +128,9 @@ impl Shard {
             return Some(Refusal::NotOwner);
         }
         let tree = core.tree_of(key);
+        if core.floors.is_role_unasked(tree) && !core.has(Mutant::RoleWithoutCloses) {
+            return Some(Refusal::Inheriting);
+        }
         if !core.may_promise(tree, record.version()) {
             return Some(Refusal::Closed);
         }

@@ -81,6 +81,8 @@ pub struct Cluster {
     pub repairs: bool,
     /// Bytes of messages between owners that make their copies equal.
     pub sync_bytes: usize,
+    /// What nodes say about floors is lost.
+    pub lose_floor_messages: bool,
 }
 
 impl Cluster {
@@ -126,6 +128,7 @@ impl Cluster {
             covered: Vec::new(),
             repairs: false,
             sync_bytes: 0,
+            lose_floor_messages: false,
         };
         for id in 1..=count {
             cluster.configure(NodeId(id));
@@ -282,6 +285,13 @@ impl Cluster {
         self.peek(id).shard.floor_status()
     }
 
+    /// The node restarts, and finds that stored of the one partition.
+    pub fn set_mark(&mut self, id: NodeId, mark: Mark) {
+        let key = StateKey::Floor(BucketId(1), torc_ring::PartitionId(0));
+        self.node(id).states.insert(key, mark.encode());
+        self.restart(id);
+    }
+
     /// A file of that node is lost, and its floor falls with it.
     pub fn lose_floor(&mut self, id: NodeId) {
         let mark = Mark {
@@ -364,7 +374,8 @@ impl Cluster {
                         assert!(len <= SYNC_BYTES_MAX + (64 << 10), "{len} bytes");
                         self.sync_bytes += len;
                     }
-                    if self.cuts.contains(&(id, to)) {
+                    let floor = matches!(message.body, PeerBody::Floor(_));
+                    if self.cuts.contains(&(id, to)) || (floor && self.lose_floor_messages) {
                         self.lost.push((id, to, message));
                     } else {
                         self.inbox.push_back((id, to, message));
@@ -503,7 +514,8 @@ impl Cluster {
         self.node(id).hold_reads = false;
     }
 
-    fn answer_read(&mut self, id: NodeId) -> bool {
+    /// Answers the oldest question to that node's disk, though they are held; `false` when there is none.
+    pub fn answer_read(&mut self, id: NodeId) -> bool {
         let node = self.node(id);
         let Some((read, query, found)) = node.reads.pop_front() else {
             return false;
@@ -689,6 +701,23 @@ impl Cluster {
             purpose,
             fsync: false,
             floor: Hlc(0),
+        };
+        self.ask((to, from), ring, kind)
+    }
+
+    /// Asks a node by hand to stand in for `target`.
+    pub fn ask_stand_in(
+        &mut self,
+        to: NodeId,
+        (from, target): (NodeId, NodeId),
+        key: &[u8],
+        record: Record,
+    ) -> Option<ReplyKind> {
+        let ring = self.ring(to);
+        let kind = RequestKind::StandIn {
+            target,
+            key: record_key(key),
+            record,
         };
         self.ask((to, from), ring, kind)
     }

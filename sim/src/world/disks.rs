@@ -2,13 +2,14 @@
 
 use torc_protocol::cluster_io::ClusterInput;
 use torc_protocol::floor::Mark;
+use torc_protocol::hlc::Hlc;
 use torc_protocol::message::RecordKey;
 use torc_protocol::shard_io::Input;
 use torc_protocol::store::{Batch, CommitId, Hint, Query, ReadId, StateKey, StoreError, Write};
 use torc_protocol::time::MS;
 use torc_protocol::version::Version;
 use torc_protocol::wire;
-use torc_ring::{ConfigVersion, NodeId};
+use torc_ring::{ConfigVersion, NodeId, PartitionId};
 
 use super::node::{CLUSTER, Place};
 use super::{BUCKET, Ev, World, number_of_bytes};
@@ -129,14 +130,35 @@ impl World {
         else {
             return;
         };
+        self.crash_at_floor(node);
         let floor = Mark::decode(value).unwrap_or_default().floor;
-        if *bucket != BUCKET || !self.deleted.raised(partition.0, floor) {
+        if *bucket == BUCKET {
+            self.floor_on_disk(node, *partition, floor);
+        }
+    }
+
+    /// What a node finds as it starts: a crash may have come between the disk and the news of it.
+    pub(super) fn note_floors_found(&mut self, node: usize) {
+        let found: Vec<(PartitionId, Hlc)> = self.nodes[node]
+            .disk
+            .visible
+            .floors()
+            .filter(|(bucket, ..)| *bucket == BUCKET)
+            .map(|(_, partition, mark)| (partition, Mark::decode(mark).unwrap_or_default().floor))
+            .collect();
+        for (partition, floor) in found {
+            self.floor_on_disk(node, partition, floor);
+        }
+    }
+
+    fn floor_on_disk(&mut self, node: usize, partition: PartitionId, floor: Hlc) {
+        if !self.deleted.raised(partition.0, floor) {
             return;
         }
         let records = &self.nodes[node].disk.visible.records;
         let buried: Vec<(RecordKey, Version)> = records
             .iter()
-            .filter(|(key, _)| key.token.partition(self.plan.bits) == *partition)
+            .filter(|(key, _)| key.token.partition(self.plan.bits) == partition)
             .filter(|(_, record)| record.dead_at().is_some_and(|at| at <= floor))
             .map(|(key, record)| (key.clone(), record.version()))
             .collect();

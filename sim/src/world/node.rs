@@ -251,6 +251,7 @@ impl World {
         if this.is_up() || this.dormant || this.fate == Fate::Out {
             return;
         }
+        self.note_floors_found(node);
         let count = self.rng.pick(&[1, 1, 2, SHARDS_MAX]);
         let now = self.clock(node);
         let seed = self.rng.word();

@@ -209,7 +209,10 @@ impl World {
             Event::Coordinated { .. } => self.clients.reported += 1,
             _ => {}
         }
+        let changing = self.agreed.latest().is_some_and(|c| c.target.is_some());
         let name = match event {
+            Event::Rebuilt { .. } if changing => "rare: copy rebuilt while a change runs",
+            Event::FloorRaised { .. } if changing => "rare: floor raised while a change runs",
             Event::FloorRaised { .. } => "rare: floor raised",
             Event::FloorGivenUp { .. } => "rare: raise given up",
             Event::Collected { .. } => "rare: tombstone collected",

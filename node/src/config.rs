@@ -100,8 +100,13 @@ impl Settings {
     /// its way, by the clocks of the coordinator and of each owner, and than any that waits in the queue.
     #[must_use]
     pub fn floor_margin(&self) -> Duration {
-        let queued = self.queue.as_ref().map(|queue| queue.lifetime);
-        self.deadline_max + 2 * self.clock_drift_max + queued.unwrap_or_default()
+        let micros = |time: Duration| time.as_micros() as u64;
+        let queued = self
+            .queue
+            .as_ref()
+            .map_or(0, |queue| micros(queue.lifetime));
+        let (deadline, drift) = (micros(self.deadline_max), micros(self.clock_drift_max));
+        Duration::from_micros(torc_protocol::floor::margin(deadline, drift, queued))
     }
 }
 

@@ -421,7 +421,7 @@ impl Cluster {
             After::Cleaned(config, more) => self.on_cleaned(config, more),
             After::Applied(config) => self.on_applied(&config, now),
             After::Frozen(ring) => self.on_freeze_stored(ring),
-            After::Bound => self.clock.on_bound_durable(),
+            After::Bound => self.clock.on_bound_durable(now.wall),
             After::PeerBounds(bounds) => self.peers.on_bounds_durable(&bounds),
         }
     }

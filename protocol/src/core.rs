@@ -8,7 +8,7 @@ use torc_ring::{Bucket, NodeId, Owners, PartitionId, RingVersion};
 
 use crate::client::{ClientReply, RequestId};
 use crate::floor::Floors;
-use crate::hlc::{Hlc, HlcClock, Pace};
+use crate::hlc::{Hlc, HlcClock, Pace, SLOW_AHEAD_MAX};
 use crate::latency::Latencies;
 use crate::merkle::TreeKey;
 use crate::message::{
@@ -132,6 +132,7 @@ pub(crate) enum Timer {
 
 /// How long a start waits for the physical clock to pass the bound of the earlier life, in microseconds.
 const CLOCK_WAIT: u64 = 3 * SECOND;
+const _: () = assert!(SLOW_AHEAD_MAX < CLOCK_WAIT && Pace::WRITES.ahead < CLOCK_WAIT);
 
 /// Interval of housekeeping, in microseconds.
 pub(crate) const HOUSEKEEPING: u64 = 250 * MS;
@@ -432,7 +433,7 @@ impl Core {
             let key = StateKey::HlcBound(self.settings.index);
             let value = Bytes::copy_from_slice(&bound.0.to_be_bytes());
             if self.has(Mutant::BoundNotPersisted) {
-                self.clock.on_bound_durable();
+                self.clock.on_bound_durable(self.now.wall);
                 return;
             }
             self.bound_commit = Some(self.commit(Write::StatePut { key, value }, Sync::Fsync));
@@ -446,7 +447,7 @@ impl Core {
         }
         self.bound_commit = None;
         if ok {
-            self.clock.on_bound_durable();
+            self.clock.on_bound_durable(self.now.wall);
         } else {
             self.clock.on_bound_failed();
         }

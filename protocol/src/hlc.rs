@@ -35,10 +35,15 @@ pub const SHARDS_MAX: usize = 1 << SHARD_BITS;
 /// restarted again and again must not run away by the whole of [`Pace::ahead`] each time.
 pub const BOUND_LEAD: u64 = SECOND / 2;
 
+/// Most room above the clock that a slow disk is given, in microseconds. Below what a start waits for the
+/// physical clock to pass the bound of the earlier life.
+pub const SLOW_AHEAD_MAX: u64 = SECOND * 5 / 2;
+
 /// How a clock keeps its durable bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pace {
-    /// How far ahead of use the bound is made durable, in microseconds; it is renewed at half of that.
+    /// How far ahead of use the bound is made durable, in microseconds; it is renewed at half of that. At
+    /// least twice as long as the last renewal took, as far as [`SLOW_AHEAD_MAX`].
     pub ahead: u64,
     /// Renewed only while somebody mints.
     pub lazy: bool,
@@ -99,8 +104,10 @@ pub struct HlcClock {
     bound: Hlc,
     /// The bound of the earlier life, while the physical clock has not passed it.
     past: Option<Hlc>,
-    /// A renewal that is on its way to disk.
-    pending: Option<Hlc>,
+    /// A renewal that is on its way to disk, and when it was asked for.
+    pending: Option<(Hlc, Wall)>,
+    /// How long the last renewal took to become durable, in microseconds.
+    took: u64,
     /// Somebody minted, or wanted to, since the last renewal.
     wanted: bool,
     /// How far above the physical clock a heard timestamp may lie, in microseconds.
@@ -132,6 +139,7 @@ impl HlcClock {
             bound: durable_bound,
             past: Some(durable_bound),
             pending: None,
+            took: 0,
             // The first bound is made durable before anybody asks, so that the first write need not wait.
             wanted: true,
             drift_max,
@@ -159,25 +167,39 @@ impl HlcClock {
     /// # Errors
     /// When it would reach the durable bound, or the earlier life's has not passed.
     pub fn mint(&mut self, wall: Wall) -> Result<Hlc, MintError> {
+        self.mint_since(wall, wall)
+    }
+
+    /// The same for a request that arrived at `arrived` and has waited since: where the durable bound does
+    /// not reach to `wall` any more (the disk was slow), its timestamp may lie after its arrival instead.
+    /// Whatever was acknowledged before the request began lies before that.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn mint_since(&mut self, arrived: Wall, wall: Wall) -> Result<Hlc, MintError> {
         self.wanted = true;
         if let Some(past) = self.past {
             if Hlc::from_micros(wall.0) <= past {
                 return Err(MintError::Past);
             }
-            self.past = None;
+            self.stop_waiting();
         }
+        let mut times = [wall, arrived.min(wall)].into_iter();
+        let next = times.find_map(|at| Some(self.next_after(at)).filter(|next| *next < self.bound));
+        self.last = next.ok_or(MintError::BoundReached)?;
+        Ok(self.last)
+    }
+
+    /// The next timestamp of this shard above all that were minted and heard, and at or after `at`.
+    fn next_after(&self, at: Wall) -> Hlc {
         let shard_mask = (1_u64 << SHARD_BITS) - 1;
-        let floor = self.last.0.max(wall.0 << COUNTER_BITS) + 1;
+        let floor = self.last.0.max(at.0 << COUNTER_BITS) + 1;
         // The next number at or above `floor` whose low bits are this shard's index.
         let mut next = (floor & !shard_mask) | self.shard;
         if next < floor {
             next += shard_mask + 1;
         }
-        if next >= self.bound.0 {
-            return Err(MintError::BoundReached);
-        }
-        self.last = Hlc(next);
-        Ok(self.last)
+        Hlc(next)
     }
 
     /// Does not wait for the physical clock any longer: it was set back. What is minted from now on lies
@@ -203,20 +225,24 @@ impl HlcClock {
         if self.pending.is_some() || (self.pace.lazy && !self.wanted) {
             return None;
         }
-        let (wall, last, bound) = (wall.0, self.last.micros(), self.bound.micros());
-        if bound > (wall + self.pace.ahead / 2).max(last + BOUND_LEAD / 2) {
+        // A bound that has passed before it is durable is good for nothing.
+        let slow = self.took.saturating_mul(2).min(SLOW_AHEAD_MAX);
+        let (ahead, lead) = (self.pace.ahead.max(slow), BOUND_LEAD.max(slow));
+        let (now, last, bound) = (wall.0, self.last.micros(), self.bound.micros());
+        if bound > (now + ahead / 2).max(last + lead / 2) {
             return None;
         }
-        let next = Hlc::from_micros((wall + self.pace.ahead).max(last + BOUND_LEAD));
-        self.pending = Some(next);
+        let next = Hlc::from_micros((now + ahead).max(last + lead));
+        self.pending = Some((next, wall));
         self.wanted = false;
         Some(next)
     }
 
     /// The renewal is on disk.
-    pub fn on_bound_durable(&mut self) {
-        if let Some(bound) = self.pending.take() {
+    pub fn on_bound_durable(&mut self, wall: Wall) {
+        if let Some((bound, asked)) = self.pending.take() {
             self.bound = self.bound.max(bound);
+            self.took = wall.0.saturating_sub(asked.0);
         }
     }
 
@@ -240,7 +266,7 @@ mod tests {
     fn ready(shard: u8) -> HlcClock {
         let mut clock = HlcClock::new(shard, Hlc(0), 60 * SECOND, Pace::BALLOTS);
         assert!(clock.renewal(Wall(1_000)).is_some());
-        clock.on_bound_durable();
+        clock.on_bound_durable(Wall(0));
         clock
     }
 
@@ -255,7 +281,7 @@ mod tests {
             Err(MintError::BoundReached),
             "not durable yet"
         );
-        clock.on_bound_durable();
+        clock.on_bound_durable(Wall(0));
         assert!(clock.mint(Wall(1_000)).expect("minted") < bound);
     }
 
@@ -285,7 +311,7 @@ mod tests {
         let mut again = HlcClock::new(0, clock.bound(), 60 * SECOND, Pace::BALLOTS);
         assert_eq!(again.mint(Wall(0)), Err(MintError::BoundReached));
         again.renewal(Wall(0)).expect("asked for");
-        again.on_bound_durable();
+        again.on_bound_durable(Wall(0));
         assert!(again.mint(Wall(0)).expect("minted") > before);
     }
 
@@ -296,7 +322,7 @@ mod tests {
         for _ in 0..20 {
             let mut clock = HlcClock::new(0, bound, 60 * SECOND, Pace::BALLOTS);
             clock.renewal(wall).expect("a start raises the bound");
-            clock.on_bound_durable();
+            clock.on_bound_durable(Wall(0));
             clock.mint(wall).expect("minted");
             assert_eq!(
                 clock.renewal(wall),
@@ -322,10 +348,10 @@ mod tests {
         );
         assert_eq!(clock.mint(Wall(4 * SECOND)), Err(MintError::Past));
         clock.renewal(Wall(4 * SECOND));
-        clock.on_bound_durable();
+        clock.on_bound_durable(Wall(0));
         assert_eq!(clock.mint(Wall(4 * SECOND)), Err(MintError::Past));
         clock.renewal(Wall(6 * SECOND));
-        clock.on_bound_durable();
+        clock.on_bound_durable(Wall(0));
         let minted = clock.mint(Wall(6 * SECOND)).expect("minted");
         assert_eq!(
             minted.micros(),
@@ -344,7 +370,7 @@ mod tests {
             .mint(Wall(SECOND))
             .expect_err("the bound must be raised");
         clock.renewal(Wall(SECOND)).expect("asked for");
-        clock.on_bound_durable();
+        clock.on_bound_durable(Wall(0));
         assert!(clock.mint(Wall(SECOND)).expect("minted") > bound);
     }
 
@@ -352,11 +378,11 @@ mod tests {
     fn an_idle_clock_does_not_trouble_the_disk() {
         let mut clock = HlcClock::new(0, Hlc(0), 60 * SECOND, Pace::WRITES);
         assert!(clock.renewal(Wall(SECOND)).is_some(), "once, at the start");
-        clock.on_bound_durable();
+        clock.on_bound_durable(Wall(0));
         assert_eq!(clock.renewal(Wall(9 * SECOND)), None);
         assert_eq!(clock.mint(Wall(9 * SECOND)), Err(MintError::BoundReached));
         assert!(clock.renewal(Wall(9 * SECOND)).is_some());
-        clock.on_bound_durable();
+        clock.on_bound_durable(Wall(0));
         assert!(clock.mint(Wall(9 * SECOND)).is_ok());
     }
 
@@ -366,5 +392,40 @@ mod tests {
         assert!(clock.observe(Hlc::from_micros(59 * SECOND), Wall(0)));
         assert!(!clock.observe(Hlc::from_micros(61 * SECOND), Wall(0)));
         assert_eq!(clock.last(), Hlc::from_micros(59 * SECOND));
+    }
+
+    #[test]
+    fn a_bound_that_a_slow_disk_lets_pass_serves_those_that_came_before_and_the_next_reaches_further()
+     {
+        let mut clock = HlcClock::new(0, Hlc(0), 60 * SECOND, Pace::WRITES);
+        let (arrived, done) = (Wall(100 * SECOND), Wall(102 * SECOND));
+        assert_eq!(clock.mint(arrived), Err(MintError::BoundReached));
+        let bound = clock.renewal(arrived).expect("asked for");
+        clock.on_bound_durable(done);
+        assert_eq!(
+            clock.mint(done),
+            Err(MintError::BoundReached),
+            "it has passed"
+        );
+        let minted = clock.mint_since(arrived, done).expect("minted");
+        assert!(arrived.0 <= minted.micros() && minted < bound);
+        let next = clock.renewal(done).expect("asked for");
+        assert_eq!(
+            next.micros(),
+            done.0 + SLOW_AHEAD_MAX,
+            "twice as long, within the limit"
+        );
+        clock.on_bound_durable(Wall(done.0 + 2 * SECOND));
+        assert!(clock.mint(Wall(done.0 + 2 * SECOND)).is_ok());
+    }
+
+    #[test]
+    fn what_the_earlier_life_may_have_minted_is_not_minted_for_a_request_that_waited() {
+        let past = Hlc::from_micros(100 * SECOND + SECOND / 4);
+        let mut clock = HlcClock::new(0, past, 60 * SECOND, Pace::WRITES);
+        clock.renewal(Wall(100 * SECOND)).expect("asked for");
+        clock.on_bound_durable(Wall(103 * SECOND));
+        let minted = clock.mint_since(Wall(100 * SECOND), Wall(103 * SECOND));
+        assert!(minted.expect("minted") > past);
     }
 }

@@ -806,6 +806,50 @@ fn a_request_that_waited_for_the_bound_in_vain_is_answered() {
 }
 
 #[test]
+fn a_bound_that_a_slow_disk_has_let_pass_serves_the_writes_that_waited_for_it() {
+    let mut cluster = Cluster::new(3);
+    // Nobody has written for long: the bound has passed, and the disk takes longer than it reaches.
+    cluster.advance(60 * SECOND);
+    cluster.hold_commits(&[A]);
+    let begun = cluster.now.wall;
+    let write = cluster.client(A, put(KEY, b"v"));
+    cluster.advance(1_500 * MS);
+    assert_eq!(cluster.commit(A, Ok(())), Some(Sync::Fsync), "the bound");
+    cluster.settle();
+    let version = stored(cluster.reply(write)).expect("stored").version;
+    assert!(
+        version.hlc.micros() >= begun.0,
+        "after all that was acknowledged before"
+    );
+    assert!(version.hlc < cluster.durable_bound(A));
+}
+
+#[test]
+fn writes_go_on_though_each_commit_takes_longer_than_a_bound_reaches() {
+    let mut cluster = Cluster::new(3);
+    cluster.advance(60 * SECOND);
+    cluster.hold_commits(&[A]);
+    for round in 0..8 {
+        let write = cluster.client(A, put(KEY, b"v"));
+        cluster.settle();
+        let begun = cluster.waiting_commits(A);
+        cluster.advance(1_100 * MS);
+        // Others go on, and A hears of later times than its own bound.
+        cluster.write(B, b"other", b"v");
+        for _ in 0..begun {
+            cluster.commit(A, Ok(()));
+        }
+        cluster.settle();
+        let reply = cluster.reply(write);
+        // What was never slow before is a surprise once.
+        assert!(
+            stored(reply.clone()).is_some() || round == 0,
+            "{round}: {reply:?}"
+        );
+    }
+}
+
+#[test]
 fn a_restarted_node_mints_above_its_earlier_life_though_its_clock_went_back() {
     let mut cluster = Cluster::new(1);
     let write = cluster.client(A, put(KEY, b"1"));

@@ -16,7 +16,7 @@ use crate::quorum::Need;
 use crate::record::{Kind, Record};
 use crate::replicate::{self};
 use crate::shard_io::Event;
-use crate::time::Mono;
+use crate::time::{Mono, Wall};
 use crate::verify::Verify;
 use crate::version::Version;
 use crate::watch::{Watch, Wish};
@@ -150,7 +150,7 @@ impl Shard {
                 context,
             } => {
                 let key = self.record_key(request.bucket, key);
-                match self.mint(bucket, value.as_ref(), context) {
+                match self.mint((bucket, started), value.as_ref(), context) {
                     Ok(record) => {
                         let choice = PutChoice { w, sloppy, fsync };
                         self.start_put((ask, caller), (key, record), bucket, choice)
@@ -165,7 +165,7 @@ impl Shard {
                 }
             }
             ClientOp::Prepare { value, context, .. } => {
-                match self.mint(bucket, value.as_ref(), context) {
+                match self.mint((bucket, started), value.as_ref(), context) {
                     Ok(record) => {
                         let mut caller = caller;
                         caller.answer(&mut self.core, &ask, 0, ClientReply::Prepared { record });
@@ -245,10 +245,11 @@ impl Shard {
         }
     }
 
-    /// A record under a fresh version that orders after what its author had read.
+    /// A record under a fresh version that orders after what its author had read, and after all that was
+    /// acknowledged before the request began.
     fn mint(
         &mut self,
-        bucket: &Bucket,
+        (bucket, started): (&Bucket, Mono),
         value: Option<&Value>,
         context: Option<Version>,
     ) -> Result<Record, MintRefused> {
@@ -259,7 +260,8 @@ impl Shard {
         {
             return Err(MintRefused::With(ClientError::ContextFromFuture));
         }
-        let Ok(hlc) = self.core.clock.mint(wall) else {
+        let arrived = Wall(wall.0.saturating_sub(self.core.now.mono.since(started)));
+        let Ok(hlc) = self.core.clock.mint_since(arrived, wall) else {
             return Err(MintRefused::Park);
         };
         let version = Version {

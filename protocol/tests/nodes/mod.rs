@@ -528,6 +528,10 @@ impl Cluster {
         true
     }
 
+    pub fn waiting_commits(&self, id: NodeId) -> usize {
+        self.peek(id).commits.len()
+    }
+
     pub fn waiting_writes(&self, id: NodeId) -> Vec<Write> {
         self.peek(id)
             .commits

@@ -148,7 +148,9 @@ impl List {
             }
             ReplyKind::Refused(Refusal::RingVersion { config }) => {
                 let ours = core.view.as_ref().map(|view| view.config.version);
-                if ours.is_some_and(|ours| config <= ours) {
+                // What was asked twice is not asked four times then.
+                let known = self.retry.contains(&from);
+                if !known && ours.is_some_and(|ours| config <= ours) {
                     self.retry.push(from);
                     if ours == Some(config) {
                         // It has the ring and does not serve yet: that may take a while.

@@ -7,6 +7,7 @@ mod nodes;
 use bytes::Bytes;
 use torc_protocol::client::{ClientError, ClientOp, ClientReply};
 use torc_protocol::record::Record;
+use torc_protocol::shard_io::Input;
 use torc_protocol::time::{MS, SECOND};
 use torc_ring::{NodeId, PartitionId, Quorum};
 
@@ -212,6 +213,36 @@ fn one_owner_of_both_rings_that_refuses_is_replaced_by_one_of_each() {
     let read = cluster.client(F, get(KEY));
     cluster.settle();
     assert_eq!(cluster.found(read).as_deref(), Some(&b"v"[..]));
+}
+
+#[test]
+fn a_joiner_that_does_not_serve_yet_is_waited_for_and_fails_no_request() {
+    let mut cluster = Cluster::ring_of(2, &[A]);
+    cluster.write(A, KEY, b"old");
+    cluster.rings(&[A], Some(&[A, B]));
+    // B knows the joint ring already, and is still making sure that it has forgotten nothing.
+    cluster.restart_unconfigured(B);
+    let view = cluster.view(B);
+    cluster.apply_view(B, &view);
+    let list = ClientOp::List {
+        partition: PartitionId(0),
+        after: None,
+        prefix: Bytes::new(),
+        limit: 10,
+    };
+    let requests = [put(KEY, b"new"), get(KEY), list].map(|op| cluster.client(A, op));
+    cluster.advance(200 * MS);
+    for request in requests {
+        assert_eq!(cluster.reply(request), None, "two of two must answer");
+    }
+    cluster.input(B, Input::Serve);
+    cluster.advance(200 * MS);
+    for request in requests {
+        let reply = cluster.reply(request);
+        let is_ok = matches!(&reply, Some(reply) if !matches!(reply, ClientReply::Failed(_)));
+        assert!(is_ok, "{reply:?}");
+    }
+    assert_eq!(cluster.value(B, KEY).as_deref(), Some(&b"new"[..]));
 }
 
 #[test]

@@ -294,7 +294,7 @@ impl World {
     ) -> RequestId {
         let id = RequestId(self.clients.next);
         self.clients.next += 1;
-        let patience = if self.rng.chance(100) {
+        let patience = if !self.plan.orderly && self.rng.chance(100) {
             self.rng.below(100 * MS)
         } else {
             2 * SECOND
@@ -390,6 +390,17 @@ impl World {
             (What::List { .. }, false) => "op: list failed",
         };
         self.count(outcome);
+        if let ClientReply::Failed(error) = reply {
+            let id = self.nodes[at.node].member.id;
+            let latest = self.agreed.latest();
+            // Who has left and does not know it yet is on its way out: clients are sent elsewhere.
+            let stays = latest.is_some_and(|config| config.member(id).is_some());
+            self.count(if stays {
+                refusal(*error)
+            } else {
+                "op: refused by a node that has left"
+            });
+        }
         match (&op.what, reply) {
             (What::Write { .. }, ClientReply::Stored { digest, superseded }) => {
                 self.on_stored(at, &op, *digest, *superseded);
@@ -554,6 +565,23 @@ pub(crate) fn write_of(record: &Record) -> Option<u64> {
         .get(..8)
         .and_then(|id| id.try_into().ok())
         .map(u64::from_be_bytes)
+}
+
+/// Why a node failed to do what it was asked. A node that says that it does not serve is no failure: clients
+/// ask such nodes on purpose.
+fn refusal(error: ClientError) -> &'static str {
+    match error {
+        ClientError::NotReady => "op: not ready",
+        ClientError::Quorum { .. } => "refused: no quorum",
+        ClientError::Unavailable { .. } => "refused: too few alive",
+        ClientError::QuorumTooLarge { .. } => "refused: quorum too large",
+        ClientError::Mode => "refused: mode",
+        ClientError::NoBucket => "refused: no bucket",
+        ClientError::DiskFull { .. } => "refused: disk full",
+        ClientError::ClockDrift => "refused: clock drift",
+        ClientError::ContextFromFuture => "refused: context",
+        ClientError::Overloaded => "refused: overloaded",
+    }
 }
 
 fn is_ok(reply: &ClientReply) -> bool {

@@ -49,7 +49,8 @@ pub(crate) struct Moving {
 impl World {
     /// An operator changes the ring, by way of that node if it can be.
     pub(crate) fn change_ring(&mut self, node: usize) {
-        match self.rng.below(16) {
+        let most = if self.plan.orderly { 8 } else { 16 };
+        match self.rng.below(most) {
             0 | 1 => self.wake_spares(),
             2 | 3 => self.some_leave(node),
             4 if self.faults.force > 0 => self.remove_by_force(node),
@@ -58,6 +59,7 @@ impl World {
             7 => self.other_replicas(node),
             8 => self.abort(node),
             9 => self.go_away(node),
+            _ if self.plan.orderly => self.some_leave(node),
             _ => self.other_members(node),
         }
     }
@@ -261,7 +263,8 @@ impl World {
     /// and then it is started with its old data first.
     pub(crate) fn retire(&mut self, node: usize) {
         self.crash(node);
-        if self.rng.chance(300) && self.nodes[node].replaces.is_none() {
+        let again = !self.plan.orderly && self.rng.chance(300);
+        if again && self.nodes[node].replaces.is_none() {
             self.count("fault: started with old data");
             let down = self.rng.tailed(SECOND);
             self.schedule(down, Ev::Restart { node });
@@ -293,7 +296,7 @@ impl World {
     /// A ring is about to be switched to: now and then one member that stays does not hear of it for a while,
     /// and those that leave are all that could tell it.
     pub(crate) fn keep_from_one(&mut self, node: usize) {
-        if self.faults.changes == 0 || !self.rng.chance(300) {
+        if self.faults.changes == 0 || self.plan.orderly || !self.rng.chance(300) {
             return;
         }
         let Some(target) = self.nodes[node].latest().and_then(|c| c.target.clone()) else {
@@ -352,7 +355,7 @@ impl World {
 
     /// Now and then an operator takes a change back while it moves data, and wants something else at once.
     fn change_mind(&mut self) {
-        if self.faults.changes == 0 || !self.rng.chance(250) {
+        if self.faults.changes == 0 || self.plan.orderly || !self.rng.chance(250) {
             return;
         }
         let node = self.rng.below(self.nodes.len() as u64) as usize;

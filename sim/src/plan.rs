@@ -24,6 +24,10 @@ pub struct Plan {
     pub spares: usize,
     /// Whether data moves when the members change; else they change only while there are no keys.
     pub moves: bool,
+    /// Operators change the ring only as `torc` lets them when nothing is wrong: nodes join by asking, leave, and
+    /// get other shares and numbers of replicas. Clients have time, and shards hear at once what their node
+    /// hears.
+    pub orderly: bool,
     /// How they become a cluster.
     pub formation: Formation,
     /// Clients do not wait until the cluster is complete.
@@ -229,6 +233,7 @@ impl Plan {
             nodes,
             spares: 0,
             moves: false,
+            orderly: false,
             formation,
             early: rng.chance(150),
             bits: rng.pick(&[0, 2, 4, 6]),

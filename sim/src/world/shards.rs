@@ -42,7 +42,7 @@ impl World {
     pub(crate) fn mail_all(&mut self, node: usize, mut input: impl FnMut() -> Input) {
         let life = self.nodes[node].life;
         for shard in 0..self.nodes[node].slots.len() {
-            let after = if self.rng.chance(100) {
+            let after = if !self.plan.orderly && self.rng.chance(100) {
                 self.rng.tailed(MS)
             } else {
                 self.rng.below(20)

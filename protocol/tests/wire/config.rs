@@ -1,32 +1,9 @@
 //! Configurations on the wire and on disk: their two forms, and what is refused of what a peer or a disk says.
-#![allow(missing_docs)]
-
-use std::fmt::Write as _;
 
 use torc_protocol::wire::{self, WireError};
-use torc_ring::{ClusterId, Config, Member, NodeId, OwnerTable, Secret};
+use torc_ring::{Config, Member, NodeId, OwnerTable};
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
-}
-
-fn member() -> Member {
-    Member {
-        id: NodeId(4),
-        name: "n".into(),
-        zone: "z".into(),
-        weight: 100,
-        peer: "h:1".into(),
-        http: "h:2".into(),
-    }
-}
-
-fn config() -> Config {
-    Config::bootstrap(ClusterId(1), (2, Secret([3; 32])), 4, member())
-}
+use super::{config, hex, member};
 
 /// A joint config of five members, with tables in both rings.
 fn config_with_tables() -> Config {

@@ -5,6 +5,8 @@
 //! wire -- --nocapture` prints what the lines would be.
 #![allow(missing_docs)]
 
+mod config;
+
 use std::fmt::Write as _;
 
 use bytes::{Bytes, BytesMut};
@@ -634,7 +636,7 @@ fn the_bytes_of_every_message_are_these() {
     if std::env::var_os("PRINT_GOLDEN").is_some() {
         println!("{}", actual.join("\n"));
     }
-    let golden: Vec<&str> = include_str!("wire.golden").lines().collect();
+    let golden: Vec<&str> = include_str!("../wire.golden").lines().collect();
     for (actual, golden) in actual.iter().zip(&golden) {
         assert_eq!(actual, golden, "the wire format has changed");
     }

@@ -3,6 +3,7 @@
 
 import contextlib
 import datetime
+import importlib.util
 import io
 import json
 import math
@@ -152,6 +153,48 @@ class CostTest(unittest.TestCase):
             )
             self.assertEqual(code, 0, said)
             self.assertEqual({offer["cloud"] for offer in result["offers"]}, {cloud})
+
+    def test_what_the_bench_writes_is_what_is_read(self):
+        # The bench's own code makes the rows, with a load and servers that are not there.
+        place = Path(__file__).parent / "../scripts/bench/regress.py"
+        spec = importlib.util.spec_from_file_location("regress", place)
+        regress = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(regress)
+
+        class Servers:
+            looked = 0
+
+            def counts(self):
+                self.looked += 1
+                each = {"cpu": 0.2, "switches": 500, "written": 6_000_000, "peer_bytes": 2_000_000, "batches": 100, "batched": 1000}
+                return {name: value * self.looked for name, value in each.items()}
+
+            def rss_mib(self):
+                return 99.6
+
+        bench = regress.Bench("", str(self.folder))
+        bench.run = lambda *_, **__: {
+            "operations": 1000, "throughput": 1000.0, "errors": 0, "missing": 0, "latency_us": {"p50": 1, "p99": 2},
+            "instrument": {"cpu_us_per_operation": 10, "context_switches_per_operation": 0.1},
+        }
+        with contextlib.redirect_stdout(io.StringIO()):
+            for name in ["put quorum, os", "put quorum, fsync", "get quorum, os", "get one, os"]:
+                bench.measure(name, Servers())
+        written = {"machine": {"cores": 2, "cpu": "here"}, "settings": {"value_bytes": regress.VALUE_BYTES}, "rows": bench.rows}
+        for read, durability in [("quorum", "fsync"), ("one", "os")]:
+            code, result, said = self.run_cost(
+                "--puts", 10_000, "--gets", 0, "--keys", 1e6, "--read", read, "--durability", durability, bench=written
+            )
+            self.assertEqual(code, 0, said)
+            # 0.2 s of processors for 1,000 requests.
+            self.assertEqual(result["measured"]["put_cpu_us"], 200)
+            self.assertEqual(result["needs"]["cores"], 2.0)
+            self.assertEqual(result["measured"]["put_peer_bytes"], 2000)
+            self.assertEqual(result["measured"]["rss_mib"], 100)
+        # And the rows that it names are those that the bench measures.
+        source = place.read_text()
+        for row in ['f"put quorum, {durability}"', '"get quorum, os"', '"get one, os"']:
+            self.assertIn(f"bench.measure({row}", source)
 
     def test_numbers_that_are_none_are_refused(self):
         for bad in [["--puts", "nan"], ["--puts", "-1"], ["--puts", "1", "--utilisation", "0"]]:

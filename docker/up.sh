@@ -48,8 +48,10 @@ if [ -z "${TORC_BIN:-}" ] && ! have_image "$rust_image" && ! pull "$rust_image";
   (cd .. && . scripts/env.sh && scripts/deps.sh && cargo build --release -p torc)
   TORC_BIN=$(cd .. && . scripts/env.sh && echo "$CARGO_TARGET_DIR/release/torc")
 fi
+mkdir -p build
+# The older builder wants it although nothing of it gets into the image.
+[ -e build/torc ] || : >build/torc
 if [ -n "${TORC_BIN:-}" ]; then
-  mkdir -p build
   strip -o build/torc "$TORC_BIN" 2>/dev/null || cp "$TORC_BIN" build/torc
   chmod 755 build/torc
   export TORC_TARGET=prebuilt

@@ -36,8 +36,8 @@ look() {
   need promtool prometheus
   need debootstrap debootstrap
   have chromium-browser || have google-chrome || need chromium "chromium fonts-dejavu-core"
-  # Only a machine that runs containers anyway has use for it.
-  if have docker && ! docker compose version >/dev/null 2>&1; then
+  # Only a machine that runs containers anyway has use for it. Version 1: see also compose.sh.
+  if have docker; then
     need docker-compose docker-compose
   fi
 }
@@ -83,6 +83,8 @@ install_missing() {
   exec 9>&-
 }
 
+# Where containers run, also today's Compose, which Debian does not package.
+! have docker || scripts/compose.sh || true
 look
 [ -n "$packages" ] || exit 0
 if can_install; then

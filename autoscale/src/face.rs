@@ -1,30 +1,12 @@
 //! The autoscaler's health and metrics.
 
 use std::fmt::Write as _;
-use std::net::SocketAddr;
-use std::sync::Arc;
-use std::time::Duration;
 
-use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::Full;
-use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use serde_json::json;
-use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
-use tracing::debug;
+use torc_face::Face;
 
 use crate::decide::{Decision, Seen, Step};
-
-/// Open connections; more wait.
-const CONNECTIONS_MAX: usize = 16;
-const HEAD_MAX: Duration = Duration::from_secs(10);
-/// For a whole connection: scrapes and probes are short.
-const CONNECTION_MAX: Duration = Duration::from_secs(60);
 
 /// What is scaled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,6 +70,33 @@ impl Book {
     pub(crate) fn drain(&self, node: Option<&str>) {
         *self.draining.lock() = node.map(str::to_owned);
     }
+}
+
+impl Face for Book {
+    fn ready(&self) -> Result<(), String> {
+        let trouble = self.trouble.lock();
+        match (*self.rounds.lock(), trouble.is_empty()) {
+            (0, true) => Err("nothing was looked at yet".to_owned()),
+            (_, true) => Ok(()),
+            (_, false) => Err(trouble.join("; ")),
+        }
+    }
+
+    fn health(&self) -> serde_json::Value {
+        let lines = self.lines.lock();
+        let mut parts = serde_json::Map::new();
+        for kind in KINDS {
+            let line = &lines[kind as usize];
+            if let Some(seen) = &line.seen {
+                let part = json!({
+                    "count": seen.count, "added": seen.added, "load": seen.load, "why": line.why,
+                });
+                parts.insert(kind.name().to_owned(), part);
+            }
+        }
+        let status = if self.ready().is_ok() { "ok" } else { "down" };
+        json!({"status": status, "reasons": *self.trouble.lock(), "components": parts})
+    }
 
     fn metrics(&self) -> String {
         let lines = self.lines.lock();
@@ -141,7 +150,7 @@ impl Book {
         );
         let help = "Changes that were made, or failed";
         family("torc_autoscale_changes_total", "counter", help, &changes);
-        let ready = u8::from(self.is_ready());
+        let ready = u8::from(self.ready().is_ok());
         let _ = writeln!(
             text,
             "# HELP torc_autoscale_ready 1 while Prometheus, a node and (unless it only explains) the engine answer.\n\
@@ -150,118 +159,12 @@ impl Book {
         text
     }
 
-    fn is_ready(&self) -> bool {
-        *self.rounds.lock() > 0 && self.trouble.lock().is_empty()
+    /// A name a line, for the shell script that writes Nginx' list of nodes.
+    fn more(&self) -> Option<(&'static str, String)> {
+        let draining = self.draining.lock().clone();
+        let text = draining.map_or_else(String::new, |name| name + "\n");
+        Some(("/draining", text))
     }
-
-    fn health(&self) -> serde_json::Value {
-        let lines = self.lines.lock();
-        let mut parts = serde_json::Map::new();
-        for kind in KINDS {
-            let line = &lines[kind as usize];
-            if let Some(seen) = &line.seen {
-                let part = json!({
-                    "count": seen.count, "added": seen.added, "load": seen.load, "why": line.why,
-                });
-                parts.insert(kind.name().to_owned(), part);
-            }
-        }
-        let status = if self.is_ready() { "ok" } else { "down" };
-        json!({"status": status, "reasons": *self.trouble.lock(), "components": parts})
-    }
-}
-
-/// Listens until `stopping`; answers with the address.
-pub(crate) async fn serve(
-    address: SocketAddr,
-    book: Arc<Book>,
-    mut stopping: watch::Receiver<bool>,
-) -> std::io::Result<SocketAddr> {
-    let listener = TcpListener::bind(address).await?;
-    let address = listener.local_addr()?;
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    tokio::spawn(async move {
-        loop {
-            // The semaphore is never closed.
-            let Ok(place) = Arc::clone(&places).acquire_owned().await else {
-                return;
-            };
-            let accepted = tokio::select! {
-                _ = stopping.wait_for(|stop| *stop) => return,
-                accepted = listener.accept() => accepted,
-            };
-            let Ok((stream, _)) = accepted else {
-                tokio::time::sleep(Duration::from_millis(50)).await;
-                continue;
-            };
-            let book = Arc::clone(&book);
-            tokio::spawn(async move {
-                let service = service_fn(move |request| {
-                    let answer = answer(&request, &book);
-                    async move { Ok::<_, std::convert::Infallible>(answer) }
-                });
-                let connection = http1::Builder::new()
-                    .timer(TokioTimer::new())
-                    .header_read_timeout(HEAD_MAX)
-                    .serve_connection(TokioIo::new(stream), service);
-                match tokio::time::timeout(CONNECTION_MAX, connection).await {
-                    Ok(Ok(())) | Err(_) => {}
-                    Ok(Err(error)) => debug!(%error, "a connection ended"),
-                }
-                drop(place);
-            });
-        }
-    });
-    Ok(address)
-}
-
-fn answer(request: &Request<Incoming>, book: &Book) -> Response<Full<Bytes>> {
-    const JSON: &str = "application/json";
-    let ready = book.is_ready();
-    let status = if ready {
-        StatusCode::OK
-    } else {
-        StatusCode::SERVICE_UNAVAILABLE
-    };
-    if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        let detail = json!({"detail": "only GET and HEAD are served here"});
-        return of(StatusCode::METHOD_NOT_ALLOWED, JSON, detail.to_string());
-    }
-    match request.uri().path() {
-        "/health/live" => of(StatusCode::OK, JSON, json!({"status": "alive"}).to_string()),
-        "/health/ready" if ready => of(status, JSON, json!({"status": "ready"}).to_string()),
-        "/health/ready" => {
-            let reason = book.trouble.lock().join("; ");
-            let document = json!({"status": "not ready", "reason": reason});
-            of(status, JSON, document.to_string())
-        }
-        "/health" => of(status, JSON, book.health().to_string()),
-        "/metrics" => of(
-            StatusCode::OK,
-            "text/plain; version=0.0.4; charset=utf-8",
-            book.metrics(),
-        ),
-        // A name a line, for the shell script that writes Nginx' list of nodes.
-        "/draining" => {
-            let draining = book.draining.lock().clone();
-            let text = draining.map_or_else(String::new, |name| name + "\n");
-            of(StatusCode::OK, "text/plain; charset=utf-8", text)
-        }
-        _ => {
-            let detail =
-                "there are /health, /health/live, /health/ready, /metrics and /draining here";
-            let document = json!({ "detail": detail });
-            of(StatusCode::NOT_FOUND, JSON, document.to_string())
-        }
-    }
-}
-
-fn of(status: StatusCode, kind: &'static str, body: String) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(body)));
-    *response.status_mut() = status;
-    let kind = HeaderValue::from_static(kind);
-    response.headers_mut().insert(header::CONTENT_TYPE, kind);
-    response
 }
 
 #[cfg(test)]
@@ -272,7 +175,7 @@ mod tests {
     #[test]
     fn what_was_seen_and_done_is_in_the_metrics() {
         let book = Book::default();
-        assert!(!book.is_ready(), "before the first round nobody knows");
+        assert!(book.ready().is_err(), "before the first round nobody knows");
         let seen = Seen {
             count: 4,
             added: 1,

@@ -104,7 +104,7 @@ pub async fn run(settings: Settings, stop: impl Future<Output = ()>) -> Result<(
     let book = Arc::new(Book::default());
     let (_stopped, stopping) = watch::channel(false);
     if !settings.once {
-        let address = face::serve(settings.http, Arc::clone(&book), stopping)
+        let address = torc_face::serve(settings.http, Arc::clone(&book), stopping)
             .await
             .map_err(|source| AutoscaleError::Listen {
                 address: settings.http,

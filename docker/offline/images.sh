@@ -6,7 +6,8 @@
 # Where no registry can be reached, images made of Debian packages stand in for the official ones, under
 # the tags that docker/compose.yaml and docker/Dockerfile name, so that the same files start. Each has the
 # label `torc.stand-in`. A real image of that tag is used as it is and never replaced. What Debian does not
-# package has no stand-in: Grafana, and the Rust image of the Dockerfile's build stage.
+# package has no stand-in: Grafana. `build rust` makes one of the Dockerfile's build stage out of this machine's
+# toolchain, to see that the image can be built from source (docker/README.md); nothing else uses it.
 #
 # Needs docker, debootstrap (as root or with sudo) and a Debian mirror; a few minutes the first time. The
 # label holds a hash of what an image was made from, so later calls only look.
@@ -15,6 +16,8 @@ cd "$(dirname "$0")"
 . ../../scripts/apt.sh
 
 NAMES="debian nginx redis rabbitmq prometheus"
+# Made and removed only by name.
+MORE="rust"
 RELEASE=bookworm
 # Raise this when this script makes images in another way.
 RECIPE=1
@@ -37,6 +40,7 @@ hash_of() {
   {
     echo "$RELEASE $RECIPE"
     tag debian
+    [ "$1" != rust ] || rustc --version
     [ "$1" = debian ] || find "$1" -type f | LC_ALL=C sort | xargs sha256sum
   } | sha256sum | cut -c1-16
 }
@@ -87,6 +91,20 @@ build_other() {
   rm -f "$log"
 }
 
+# The toolchain that is in use here, beside the Dockerfile.
+build_rust() {
+  local into
+  into=$(mktemp -d)
+  # shellcheck disable=SC2064 # the folder of now is meant
+  trap "rm -rf '$into'" RETURN
+  mkdir "$into/rust" "$into/rust/toolchain"
+  cp rust/Dockerfile "$into/rust/"
+  cp -L /etc/ssl/certs/ca-certificates.crt "$into/rust/"
+  tar -C "$(rustc --print sysroot)" --exclude ./share/doc -cf - . | tar -C "$into/rust/toolchain" -xf -
+  docker build --network host --build-arg "BASE=$(tag debian)" --label "$LABEL=$(hash_of rust)" --tag "$(tag rust)" "$into/rust" >"$into/log" 2>&1 ||
+    { tail -n 20 "$into/log" >&2; fail "docker build of docker/offline/rust failed (its last lines stand above)"; }
+}
+
 build() {
   local name
   docker info >/dev/null 2>&1 || fail "no docker engine answers (docker info)"
@@ -94,11 +112,11 @@ build() {
   exec 9>"${TORC_CACHE_DIR:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/torc}/stand-ins.lock"
   flock -w 900 9 || fail "another build has been running for 15 minutes"
   for name in debian "$@"; do
-    case " $NAMES " in *" $name "*) ;; *) fail "no stand-in '$name'; there are: $NAMES" ;; esac
+    case " $NAMES $MORE " in *" $name "*) ;; *) fail "no stand-in '$name'; there are: $NAMES $MORE" ;; esac
     case "$(state "$name")" in
       missing | stale)
         say "making $(tag "$name") from Debian packages"
-        if [ "$name" = debian ]; then build_debian; else build_other "$name"; fi
+        case "$name" in debian | rust) "build_$name" ;; *) build_other "$name" ;; esac
         ;;
     esac
   done
@@ -106,7 +124,7 @@ build() {
 
 remove() {
   local name
-  for name in prometheus rabbitmq redis nginx debian; do
+  for name in rust prometheus rabbitmq redis nginx debian; do
     case "$(state "$name")" in
       current | stale) docker image rm "$(tag "$name")" >/dev/null && say "removed $(tag "$name")" ;;
     esac
@@ -122,6 +140,6 @@ case "$command" in
     build "$@"
     ;;
   remove) remove ;;
-  list) for name in $NAMES; do printf '%-28s %s\n' "$(tag "$name")" "$(state "$name")"; done ;;
+  list) for name in $NAMES $MORE; do printf '%-28s %s\n' "$(tag "$name")" "$(state "$name")"; done ;;
   *) sed -n '2,4s/^# //p' images.sh; exit 2 ;;
 esac

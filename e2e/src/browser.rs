@@ -36,7 +36,16 @@ pub struct Browser {
     next: u64,
     complaints: Vec<String>,
     requests: Vec<String>,
+    pictures: PathBuf,
     profile: TempDir,
+}
+
+/// A condition of the console's page: whether the result that is shown holds a text.
+pub fn result_says(text: &str) -> String {
+    format!(
+        "document.querySelector('#result').innerText.includes({})",
+        json!(text)
+    )
 }
 
 fn program() -> PathBuf {
@@ -92,6 +101,7 @@ impl Browser {
             next: 0,
             complaints: Vec::new(),
             requests: Vec::new(),
+            pictures: PathBuf::from("."),
             profile,
         };
         for domain in ["Page", "Runtime", "Log", "Network"] {
@@ -270,8 +280,14 @@ impl Browser {
         self.call("Emulation.setEmulatedMedia", &feature);
     }
 
-    /// Keeps a picture of the whole page as a PNG file.
-    pub fn picture(&mut self, file: &Path) {
+    /// Where pictures are kept from now on.
+    pub fn keep_pictures_in(&mut self, folder: PathBuf) {
+        self.pictures = folder;
+    }
+
+    /// Keeps a picture of the whole page as a PNG file of that name.
+    pub fn picture(&mut self, name: &str) {
+        let file = &self.pictures.join(name);
         let answer = self.call(
             "Page.captureScreenshot",
             &json!({"format": "png", "captureBeyondViewport": true}),

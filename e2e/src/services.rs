@@ -1,9 +1,11 @@
-//! Side services as real processes: Nginx, Redis with replicas and sentinels, RabbitMQ, Prometheus. Each has
+//! Side services as real processes: Nginx, Redis with replicas and sentinels, RabbitMQ, Prometheus, and torc's
+//! own workers and autoscaler. Each has
 //! a folder of its own, free ports, and ends with the test.
 //!
 //! The programs are those of the system's packages (`scripts/services.sh` installs them); none of the
 //! system's own instances is touched.
 
+pub mod beside;
 pub mod nginx;
 pub mod prometheus;
 pub mod rabbit;

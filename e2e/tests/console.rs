@@ -5,25 +5,16 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
-use torc_e2e::browser::Browser;
+use torc_e2e::browser::{Browser, result_says};
 use torc_e2e::cluster::{Cluster, Options};
 use torc_e2e::http::Request;
 
 const WIDE: (u32, u32) = (1280, 1000);
 const NARROW: (u32, u32) = (390, 844);
 
-fn artefact(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_TARGET_TMPDIR"))
-        .join("console")
-        .join(name)
-}
-
-/// Whether the result that is shown holds a text.
-fn result_says(text: &str) -> String {
-    format!(
-        "document.querySelector('#result').innerText.includes({})",
-        json!(text)
-    )
+/// Where screenshots are kept.
+fn pictures() -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join("console")
 }
 
 #[test]
@@ -31,6 +22,7 @@ fn a_person_puts_gets_and_deletes_and_watches_the_cluster() {
     let _guard = torc_e2e::alone();
     let mut cluster = Cluster::start(3, Options::default());
     let mut browser = Browser::start();
+    browser.keep_pictures_in(pictures());
     browser.look(WIDE, "light");
     let origin = format!("http://{}", cluster.nodes[0].http);
     browser.open(&format!("{origin}/"));
@@ -45,7 +37,7 @@ fn a_person_puts_gets_and_deletes_and_watches_the_cluster() {
 
     put_and_get(&mut browser, &cluster);
     values_that_are_not_text(&mut browser, &cluster);
-    browser.picture(&artefact("light.png"));
+    browser.picture("light.png");
     errors_are_explained(&mut browser);
     delete(&mut browser, &cluster);
 
@@ -60,9 +52,9 @@ fn a_person_puts_gets_and_deletes_and_watches_the_cluster() {
     browser.look(NARROW, "dark");
     let fits = "document.documentElement.scrollWidth <= window.innerWidth";
     browser.until("a narrow page without a horizontal bar", fits);
-    browser.picture(&artefact("narrow-dark.png"));
+    browser.picture("narrow-dark.png");
     browser.look(WIDE, "dark");
-    browser.picture(&artefact("dark.png"));
+    browser.picture("dark.png");
 
     // The node itself goes away, and the page says so.
     cluster.nodes[0].kill();
@@ -207,6 +199,7 @@ fn the_document_can_be_browsed_and_tried() {
     let _guard = torc_e2e::alone();
     let cluster = Cluster::start(1, Options::default());
     let mut browser = Browser::start();
+    browser.keep_pictures_in(pictures());
     browser.look(WIDE, "light");
     for (address, routes) in [
         (cluster.nodes[0].http, "/kv/{bucket}/{key}"),
@@ -229,7 +222,7 @@ fn the_document_can_be_browsed_and_tried() {
     browser.click("#ring .try-out__btn");
     browser.click("#ring .execute");
     browser.until("an answer", "document.querySelector('#ring .live-responses-table .response .response-col_status')?.innerText.startsWith('200') === true");
-    browser.picture(&artefact("docs.png"));
+    browser.picture("docs.png");
 
     // The console of the admin listener shows the cluster, and offers no keys.
     browser.open(&format!("http://{}/", cluster.nodes[0].admin));
@@ -241,7 +234,7 @@ fn the_document_can_be_browsed_and_tried() {
         browser.eval("document.querySelector('#key-form').checkVisibility()"),
         false
     );
-    browser.picture(&artefact("admin.png"));
+    browser.picture("admin.png");
     assert_eq!(browser.complaints(), <&[String]>::default());
     let page = cluster.nodes[0].ask(&Request::get("/"));
     assert!(page.is_ok_and(|page| page.header("content-security-policy").is_some()));

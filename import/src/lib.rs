@@ -11,6 +11,8 @@
 mod checkpoint;
 mod read;
 mod run;
+#[cfg(test)]
+mod samples;
 mod sql;
 
 pub use checkpoint::Checkpoint;

@@ -230,28 +230,15 @@ mod tests {
     use std::io::BufReader;
 
     use super::*;
-
-    fn columns() -> Columns {
-        Columns {
-            table: "kv".to_owned(),
-            key: "key".to_owned(),
-            value: "value".to_owned(),
-        }
-    }
+    use crate::samples::{columns, pairs};
 
     fn all(text: &[u8], format: Format) -> Result<Vec<(String, String)>, Error> {
         let mut reader = Reader::new(text, format, &columns())?;
         let mut found = Vec::new();
         while let Some(record) = reader.next_record()? {
-            let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
-            found.push((text(&record.key), text(&record.value)));
+            found.push(record.texts());
         }
         Ok(found)
-    }
-
-    fn pairs(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
-        let own = |&(key, value): &(&str, &str)| (key.to_owned(), value.to_owned());
-        pairs.iter().map(own).collect()
     }
 
     #[test]

@@ -12,7 +12,7 @@ use serde_json::Value;
 use torc_e2e::http::{self, Client, HttpError, Request, Response};
 use torc_e2e::{alone, wait};
 
-use crate::stack::{Stack, docker, has_engine};
+use crate::stack::{Compose, Stack, docker, has_engine};
 
 const ANSWER_MAX: Duration = Duration::from_secs(30);
 /// For a change to be decided on and made.
@@ -275,7 +275,7 @@ fn nodes_follow_the_load_and_workers_the_queue_and_nothing_is_lost() {
         return;
     }
     let _alone = alone();
-    let mut stack = Stack::new();
+    let mut stack = Stack::new(Compose::One.or_other());
     stack.variables = [&VARIABLES[..], &[("TORC_AUTOSCALE_INTERVAL", "2s")]].concat();
     stack.up("full");
     let writers = Writers::start(stack.http);

@@ -8,6 +8,86 @@ use std::{env, fs, thread};
 use serde_json::Value;
 use torc_e2e::{binary, ports};
 
+/// Which Compose: users have either.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Compose {
+    /// docker-compose 1.29, which Debian packages.
+    One,
+    /// The plugin of docker, from version 2 on: the machine's, or that which `scripts/compose.sh` has fetched.
+    Two,
+}
+
+impl Compose {
+    /// Those that this machine has.
+    pub(crate) fn all() -> Vec<Self> {
+        let all: Vec<_> = [Self::Two, Self::One]
+            .into_iter()
+            .filter(|compose| compose.is_there())
+            .collect();
+        assert!(!all.is_empty(), "no Compose: run scripts/services.sh");
+        all
+    }
+
+    /// This one if the machine has it, else the other one.
+    pub(crate) fn or_other(self) -> Self {
+        let all = Self::all();
+        if all.contains(&self) {
+            return self;
+        }
+        eprintln!("NOT TESTED: with {self:?}, which this machine lacks");
+        all[0]
+    }
+
+    fn is_there(self) -> bool {
+        let mut command = self.command();
+        let answer = command.arg("version").output();
+        answer.is_ok_and(|output| output.status.success())
+    }
+
+    /// The program, without arguments.
+    pub(crate) fn command(self) -> Command {
+        let mut command = match self {
+            Self::One => Command::new("docker-compose"),
+            Self::Two => {
+                let mut command = Command::new("docker");
+                command.arg("compose");
+                command
+            }
+        };
+        command.envs(self.variables());
+        command
+    }
+
+    /// By which the scripts take this one.
+    fn variables(self) -> Vec<(&'static str, String)> {
+        match self {
+            Self::One => vec![("TORC_COMPOSE", "1".to_owned())],
+            Self::Two => {
+                let mut variables = vec![("TORC_COMPOSE", "2".to_owned())];
+                if let Some(fetched) = fetched() {
+                    variables.push(("DOCKER_CONFIG", fetched.display().to_string()));
+                }
+                variables
+            }
+        }
+    }
+}
+
+/// Where `scripts/compose.sh` has put the plugin.
+fn fetched() -> Option<PathBuf> {
+    let cache = env::var_os("TORC_CACHE_DIR")
+        .map(PathBuf::from)
+        .or_else(|| {
+            let of_user = env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+            let base =
+                of_user.or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cache")))?;
+            Some(base.join("torc"))
+        })?;
+    let folder = cache.join("compose");
+    let plugin = folder.join("cli-plugins/docker-compose");
+    plugin.is_file().then_some(folder)
+}
+
 /// A name of our own, so that nothing of a user's own platform is touched.
 const IMAGE: &str = "torc:e2e";
 
@@ -56,6 +136,7 @@ pub(crate) fn docker(arguments: &[&str]) -> String {
 
 pub(crate) struct Stack {
     project: String,
+    compose: Compose,
     pub(crate) http: SocketAddr,
     pub(crate) prometheus: SocketAddr,
     grafana: SocketAddr,
@@ -65,9 +146,10 @@ pub(crate) struct Stack {
 }
 
 impl Stack {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(compose: Compose) -> Self {
         Self {
             project: format!("torc-e2e-{}", std::process::id()),
+            compose,
             http: ports::free(),
             prometheus: ports::free(),
             grafana: ports::free(),
@@ -88,6 +170,7 @@ impl Stack {
         }
         command
             .envs(self.variables.iter().copied())
+            .envs(self.compose.variables())
             .env("COMPOSE_PROJECT_NAME", &self.project)
             .env("TORC_IMAGE", IMAGE)
             .env("TORC_HTTP_PORT", self.http.port().to_string())

@@ -2,6 +2,7 @@
 //! scrapes a real cluster in trouble. A query that finds nothing is an error: a metric that was renamed, a
 //! label that is not there.
 
+mod grafana;
 mod queries;
 mod side;
 
@@ -14,6 +15,7 @@ use std::time::Duration;
 use serde_json::Value;
 use torc_e2e::cluster::{Cluster, Formation, Options, REQUEST_MAX};
 use torc_e2e::http::{Connection, Request};
+use torc_e2e::services::beside::{Autoscaler, Worker};
 use torc_e2e::services::program;
 use torc_e2e::services::prometheus::{Prometheus, Scraped, files};
 use torc_e2e::workload::{Load, Mix, seed};
@@ -151,8 +153,10 @@ fn every_query_of_dashboards_and_rules_finds_something_in_a_live_cluster() {
         workers: vec![worker],
         autoscaler: vec![autoscaler],
     });
-    let _worker = side::worker(&cluster, worker);
-    let _autoscaler = side::autoscaler(&cluster, autoscaler, prometheus.address);
+    let config = fs::read_to_string(cluster.folder().join("torc.toml")).expect("read");
+    let (folder, nodes) = (cluster.folder(), cluster.addresses());
+    let _worker = Worker::launch(worker, (folder, &config), &nodes, &[]);
+    let _autoscaler = Autoscaler::launch(autoscaler, folder, &admins, prometheus.address);
     let rules = prometheus.rules();
     let queries = expected(&rules);
     assert!(

@@ -1,12 +1,8 @@
 //! The side services of the cluster whose figures are looked at.
 
-use std::net::SocketAddr;
-
 use tempfile::TempDir;
-use torc_e2e::cluster::{Cluster, Node};
+use torc_e2e::cluster::Node;
 use torc_e2e::http::Request;
-use torc_e2e::process::torc;
-use torc_e2e::services::Service;
 use torc_e2e::services::rabbit::Rabbit;
 use torc_e2e::services::redis::Redis;
 
@@ -35,39 +31,6 @@ impl Side {
             self.rabbit.addresses()[0]
         )
     }
-}
-
-/// A worker that serves its figures there.
-pub(crate) fn worker(cluster: &Cluster, http: SocketAddr) -> Service {
-    let nodes: Vec<_> = cluster
-        .addresses()
-        .iter()
-        .map(ToString::to_string)
-        .collect();
-    let mut command = torc(cluster.folder());
-    command
-        .args(["worker", "--http", &http.to_string()])
-        .args(["--node", &nodes.join(",")])
-        .arg("--config")
-        .arg(cluster.folder().join("torc.toml"));
-    Service::start("worker", cluster.folder(), &command)
-}
-
-/// An autoscaler that only explains.
-pub(crate) fn autoscaler(cluster: &Cluster, http: SocketAddr, prometheus: SocketAddr) -> Service {
-    let admins: Vec<_> = cluster
-        .nodes
-        .iter()
-        .map(|node| node.admin.to_string())
-        .collect();
-    let mut command = torc(cluster.folder());
-    command
-        .args(["autoscale", "--dry-run", "--interval", "1s"])
-        .args(["--docker", "/nonexistent"])
-        .args(["--http", &http.to_string()])
-        .args(["--prometheus", &prometheus.to_string()])
-        .args(["--admin", &admins.join(",")]);
-    Service::start("autoscaler", cluster.folder(), &command)
 }
 
 /// A queued write, and a read that the cache may answer.

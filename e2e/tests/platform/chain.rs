@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
-use torc_e2e::browser::Browser;
+use torc_e2e::browser::{Browser, result_says};
 use torc_e2e::http::{Request, Response};
 use torc_e2e::{alone, wait};
 
@@ -114,17 +114,9 @@ fn a_write_goes_from_nginx_through_queue_and_worker_into_nodes_and_cache_and_its
     });
 }
 
-fn artefact(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_TARGET_TMPDIR"))
-        .join("platform")
-        .join(name)
-}
-
-fn result_says(text: &str) -> String {
-    format!(
-        "document.querySelector('#result').innerText.includes({})",
-        json!(text)
-    )
+/// Where screenshots are kept.
+fn pictures() -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join("platform")
 }
 
 #[test]
@@ -132,6 +124,7 @@ fn a_person_does_the_same_in_a_browser_through_nginx() {
     let _alone = alone();
     let mut platform = Platform::start(&PATIENT);
     let mut browser = Browser::start();
+    browser.keep_pictures_in(pictures());
     browser.look((1280, 1000), "light");
     let origin = format!("http://{}", platform.nginx.address);
     browser.open(&format!("{origin}/"));
@@ -148,7 +141,7 @@ fn a_person_does_the_same_in_a_browser_through_nginx() {
     for node in &platform.cluster.nodes {
         assert_eq!(node.get("/kv/default/chain"), None, "{}", node.name);
     }
-    browser.picture(&artefact("1-queued.png"));
+    browser.picture("1-queued.png");
     platform.start_worker();
     browser.until("word that it is stored", &result_says("by a worker"));
     for node in &platform.cluster.nodes {
@@ -159,7 +152,7 @@ fn a_person_does_the_same_in_a_browser_through_nginx() {
             node.name
         );
     }
-    browser.picture(&artefact("2-stored-by-a-worker.png"));
+    browser.picture("2-stored-by-a-worker.png");
 
     let hits = platform.hits();
     browser.click("#one");
@@ -169,7 +162,7 @@ fn a_person_does_the_same_in_a_browser_through_nginx() {
         "document.querySelector('#result .shown')?.innerText === 'from the page'",
     );
     assert_eq!(platform.hits(), hits + 1, "the cache has answered");
-    browser.picture(&artefact("3-read-from-the-cache.png"));
+    browser.picture("3-read-from-the-cache.png");
 
     browser.click("#delete");
     browser.until(
@@ -181,7 +174,7 @@ fn a_person_does_the_same_in_a_browser_through_nginx() {
     for node in &platform.cluster.nodes {
         assert_eq!(node.get("/kv/default/chain?r=one"), None, "{}", node.name);
     }
-    browser.picture(&artefact("4-deleted.png"));
+    browser.picture("4-deleted.png");
     assert_eq!(browser.complaints(), <&[String]>::default());
     for request in browser.requests() {
         let local = ["blob:", "data:", "about:"]

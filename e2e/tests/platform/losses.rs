@@ -1,13 +1,16 @@
 //! Any one side service is killed while keys are read and written on the nodes: no operation fails, and
 //! when the service returns, everything catches up by itself.
 
-use std::time::Duration;
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime};
 
 use torc_e2e::cluster::READY_MAX;
 use torc_e2e::http::Request;
+use torc_e2e::services::beside::Autoscaler;
+use torc_e2e::services::prometheus::{Prometheus, Scraped};
 use torc_e2e::services::redis::Redis;
 use torc_e2e::workload::{Load, Mix, seed};
-use torc_e2e::{alone, wait};
+use torc_e2e::{alone, ports, wait};
 
 use crate::support::{Platform, SOON, Wish};
 
@@ -187,6 +190,81 @@ fn sentinels(platform: &mut Platform, clients: &Clients) {
     platform.wait_connected();
 }
 
+/// Whoever watches: figures, and the autoscaler that decides by them.
+struct Watch {
+    prometheus: Prometheus,
+    autoscaler: Autoscaler,
+    admins: Vec<SocketAddr>,
+}
+
+/// What Prometheus must have of each of three nodes after that moment, in seconds since 1970.
+fn scraped_after(moment: u64) -> String {
+    format!("count(timestamp(up{{job=\"torc\"}} == 1) > {moment}) == 3")
+}
+
+fn now() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    since.map_or(0, |since| since.as_secs())
+}
+
+impl Watch {
+    fn start(platform: &Platform) -> Self {
+        let admins: Vec<_> = platform
+            .cluster
+            .nodes
+            .iter()
+            .map(|node| node.admin)
+            .collect();
+        let prometheus = Prometheus::start(&Scraped {
+            nodes: admins.clone(),
+            ..Scraped::default()
+        });
+        let folder = platform.cluster.folder();
+        let autoscaler = Autoscaler::launch(ports::free(), folder, &admins, prometheus.address);
+        let watch = Self {
+            prometheus,
+            autoscaler,
+            admins,
+        };
+        watch.wait_scraped(now());
+        watch.autoscaler.wait_ready();
+        watch
+    }
+
+    fn wait_scraped(&self, after: u64) {
+        let query = scraped_after(after);
+        wait::until("figures of each node", SOON, || {
+            self.prometheus.finds(&query)
+        });
+    }
+}
+
+/// Nobody watches for a while. What was seen before is still there, and what comes is seen.
+fn prometheus(watch: &mut Watch, clients: &Clients) {
+    let before = now();
+    watch.wait_scraped(before);
+    let seen = now();
+    watch.prometheus.kill();
+    clients.go_on("without Prometheus");
+    watch.autoscaler.wait_down("Prometheus");
+    watch.prometheus.restart();
+    watch.wait_scraped(now());
+    watch.autoscaler.wait_ready();
+    let earlier = format!("count(up{{job=\"torc\"}} @ {seen} == 1) == 3");
+    wait::until("figures from before", SOON, || {
+        watch.prometheus.finds(&earlier)
+    });
+}
+
+fn autoscaler(platform: &Platform, watch: &mut Watch, clients: &Clients) {
+    watch.autoscaler.service.kill();
+    clients.go_on("without the autoscaler");
+    let (folder, at) = (platform.cluster.folder(), watch.autoscaler.http);
+    let asked = watch.prometheus.address;
+    watch.autoscaler = Autoscaler::launch(at, folder, &watch.admins, asked);
+    watch.autoscaler.wait_ready();
+}
+
 #[test]
 fn any_side_service_is_killed_and_no_operation_fails_and_all_catches_up() {
     let _alone = alone();
@@ -195,8 +273,11 @@ fn any_side_service_is_killed_and_no_operation_fails_and_all_catches_up() {
         brokers: 3,
     });
     platform.start_worker();
+    let mut watch = Watch::start(&platform);
     let clients = Clients::start(&platform);
     clients.go_on("with everything");
+    prometheus(&mut watch, &clients);
+    autoscaler(&platform, &mut watch, &clients);
     sentinels(&mut platform, &clients);
     nginx(&mut platform, &clients);
     worker(&mut platform, &clients);

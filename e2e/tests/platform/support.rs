@@ -1,19 +1,17 @@
 //! Everything around a cluster of three nodes: Redis with sentinels, RabbitMQ, a worker, Nginx.
 
 use std::net::SocketAddr;
-use std::path::Path;
 use std::time::Duration;
 
 use serde_json::Value;
 use tempfile::TempDir;
-use torc_e2e::cluster::{Cluster, Node, Options, REQUEST_MAX};
-use torc_e2e::http::{self, Request, Response};
-use torc_e2e::process::torc;
-use torc_e2e::services::Service;
+use torc_e2e::cluster::{Cluster, Node, Options};
+use torc_e2e::http::{Request, Response};
+use torc_e2e::services::beside::Worker;
 use torc_e2e::services::nginx::Proxy;
 use torc_e2e::services::rabbit::Rabbit;
 use torc_e2e::services::redis::Sentinels;
-use torc_e2e::{ports, wait};
+use torc_e2e::wait;
 
 /// For anything that only has to come true.
 pub(crate) const SOON: Duration = Duration::from_secs(240);
@@ -25,13 +23,9 @@ pub(crate) struct Platform {
     pub(crate) cluster: Cluster,
     pub(crate) rabbit: Rabbit,
     pub(crate) redis: Sentinels,
+    /// The nodes' `torc.toml`, which the worker shares.
+    config: String,
     _folder: TempDir,
-}
-
-/// One `torc worker`.
-pub(crate) struct Worker {
-    pub(crate) http: SocketAddr,
-    pub(crate) service: Service,
 }
 
 /// What differs between tests.
@@ -60,7 +54,7 @@ impl Platform {
             list(&rabbit.addresses())
         );
         let options = Options {
-            config: Some(config),
+            config: Some(config.clone()),
             ..Options::default()
         };
         let cluster = Cluster::start(3, options);
@@ -71,6 +65,7 @@ impl Platform {
             cluster,
             rabbit,
             redis,
+            config,
             _folder: folder,
         };
         platform.wait_connected();
@@ -93,9 +88,8 @@ impl Platform {
 
     /// Starts a worker and waits until it takes messages.
     pub(crate) fn start_worker(&mut self) {
-        let worker = Worker::launch(self.cluster.folder(), &self.cluster.addresses());
-        worker.wait_ready();
-        self.worker = Some(worker);
+        let (folder, nodes) = (self.cluster.folder(), self.cluster.addresses());
+        self.worker = Some(Worker::start(folder, &self.config, &nodes, &[]));
     }
 
     /// One request through Nginx.
@@ -124,32 +118,5 @@ impl Platform {
                 .unwrap_or(0.0) as u64
         };
         self.cluster.nodes.iter().map(of).sum()
-    }
-}
-
-impl Worker {
-    fn launch(folder: &Path, nodes: &[SocketAddr]) -> Self {
-        let http = ports::free();
-        let nodes: Vec<_> = nodes.iter().map(ToString::to_string).collect();
-        let mut command = torc(folder);
-        command
-            .args(["worker", "--http", &http.to_string()])
-            .args(["--node", &nodes.join(",")])
-            .arg("--config")
-            .arg(folder.join("torc.toml"));
-        Self {
-            http,
-            service: Service::start(&format!("worker-{}", http.port()), folder, &command),
-        }
-    }
-
-    pub(crate) fn wait_ready(&self) {
-        wait::until("the worker to be ready", SOON, || {
-            match http::send(self.http, &Request::get("/health/ready"), REQUEST_MAX) {
-                Ok(response) if response.status == 200 => Ok(()),
-                Ok(response) => Err(response.text()),
-                Err(error) => Err(error.to_string()),
-            }
-        });
     }
 }

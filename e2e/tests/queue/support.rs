@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -15,12 +14,10 @@ use lapin::options::{
 use lapin::types::{AMQPValue, FieldTable, LongString};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, Consumer};
 use serde_json::Value;
-use torc_e2e::cluster::{Node, Options, REQUEST_MAX};
-use torc_e2e::http::{self, Request, Response};
-use torc_e2e::process::torc;
-use torc_e2e::services::Service;
+use torc_e2e::cluster::{Node, Options};
+use torc_e2e::http::{Request, Response};
 use torc_e2e::services::rabbit::Rabbit;
-use torc_e2e::{ports, wait};
+use torc_e2e::wait;
 
 /// For anything that only has to come true.
 pub(crate) const SOON: Duration = Duration::from_secs(240);
@@ -51,56 +48,6 @@ pub(crate) fn wait_connected(node: &Node) {
             other => Err(format!("{other:?}\n{}", node.log_end())),
         }
     });
-}
-
-/// One `torc worker`.
-pub(crate) struct Worker {
-    pub(crate) http: SocketAddr,
-    pub(crate) service: Service,
-}
-
-impl Worker {
-    /// Starts a worker for these nodes and waits until it takes messages.
-    pub(crate) fn start(folder: &Path, config: &str, nodes: &[SocketAddr], more: &[&str]) -> Self {
-        let worker = Self::launch(folder, config, nodes, more);
-        worker.wait_ready();
-        worker
-    }
-
-    pub(crate) fn launch(folder: &Path, config: &str, nodes: &[SocketAddr], more: &[&str]) -> Self {
-        let http = ports::free();
-        let name = format!("worker-{}", http.port());
-        let path = folder.join(format!("{name}.toml"));
-        std::fs::write(&path, config)
-            .unwrap_or_else(|error| panic!("write {}: {error}", path.display()));
-        let nodes: Vec<_> = nodes.iter().map(ToString::to_string).collect();
-        let mut command = torc(folder);
-        command.args(["worker", "--http", &http.to_string()]);
-        command.args(["--node", &nodes.join(",")]).args(more);
-        command.arg("--config").arg(&path);
-        Self {
-            http,
-            service: Service::start(&name, folder, &command),
-        }
-    }
-
-    pub(crate) fn wait_ready(&self) {
-        wait::until("the worker to be ready", SOON, || {
-            match http::send(self.http, &Request::get("/health/ready"), REQUEST_MAX) {
-                Ok(response) if response.status == 200 => Ok(()),
-                Ok(response) => Err(response.text()),
-                Err(error) => Err(error.to_string()),
-            }
-        });
-    }
-
-    pub(crate) fn metric(&self, series: &str) -> u64 {
-        let response = http::send(self.http, &Request::get("/metrics"), REQUEST_MAX);
-        let text = response.map(|response| response.text()).unwrap_or_default();
-        text.lines()
-            .find_map(|line| line.strip_prefix(series)?.trim().parse().ok())
-            .unwrap_or_else(|| panic!("no {series} in {text}"))
-    }
 }
 
 /// `PUT` that does not wait.

@@ -7,12 +7,13 @@ use std::time::{Duration, Instant};
 
 use torc_e2e::cluster::{Cluster, Formation, Node, REQUEST_MAX};
 use torc_e2e::http::{self, Request};
+use torc_e2e::services::beside::Worker;
 use torc_e2e::services::rabbit::Rabbit;
 use torc_e2e::{alone, wait};
 
 use crate::support::{
-    SOON, Worker, config, location, options, publish, put_async, state, wait_connected,
-    wait_drained, wait_state,
+    SOON, config, location, options, publish, put_async, state, wait_connected, wait_drained,
+    wait_state,
 };
 
 #[test]

@@ -165,7 +165,7 @@ pub async fn run(
     let mut brokers = Brokers::new(settings.queue.clone(), "worker")?;
     let book = Arc::new(Book::default());
     let (stop_all, stopping) = watch::channel(false);
-    let address = face::serve(settings.http, Arc::clone(&book), stopping.clone())
+    let address = torc_face::serve(settings.http, Arc::clone(&book), stopping.clone())
         .await
         .map_err(|source| WorkerError::Listen {
             address: settings.http,

@@ -1,130 +1,38 @@
 //! A worker's health and metrics.
 
 use std::fmt::Write as _;
-use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
-use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::Full;
-use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use serde_json::json;
-use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
-use tracing::debug;
+use serde_json::{Value, json};
+use torc_face::Face;
 
 use super::Book;
 use crate::metrics::process_text;
 
-/// Open connections; more wait.
-const CONNECTIONS_MAX: usize = 64;
-const HEAD_MAX: Duration = Duration::from_secs(10);
-/// For a whole connection: scrapes and probes are short.
-const CONNECTION_MAX: Duration = Duration::from_secs(60);
-
-/// Listens until `stopping`; answers with the address.
-pub(super) async fn serve(
-    address: SocketAddr,
-    book: Arc<Book>,
-    mut stopping: watch::Receiver<bool>,
-) -> std::io::Result<SocketAddr> {
-    let listener = TcpListener::bind(address).await?;
-    let address = listener.local_addr()?;
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    tokio::spawn(async move {
-        loop {
-            // The semaphore is never closed.
-            let Ok(place) = Arc::clone(&places).acquire_owned().await else {
-                return;
-            };
-            let accepted = tokio::select! {
-                _ = stopping.wait_for(|stop| *stop) => return,
-                accepted = listener.accept() => accepted,
-            };
-            let Ok((stream, _)) = accepted else {
-                tokio::time::sleep(Duration::from_millis(50)).await;
-                continue;
-            };
-            let book = Arc::clone(&book);
-            tokio::spawn(async move {
-                let service = service_fn(move |request| {
-                    let answer = answer(&request, &book);
-                    async move { Ok::<_, std::convert::Infallible>(answer) }
-                });
-                let connection = http1::Builder::new()
-                    .timer(TokioTimer::new())
-                    .header_read_timeout(HEAD_MAX)
-                    .serve_connection(TokioIo::new(stream), service);
-                match tokio::time::timeout(CONNECTION_MAX, connection).await {
-                    Ok(Ok(())) | Err(_) => {}
-                    Ok(Err(error)) => debug!(%error, "a connection ended"),
-                }
-                drop(place);
-            });
-        }
-    });
-    Ok(address)
-}
-
-fn answer(request: &Request<Incoming>, book: &Book) -> Response<Full<Bytes>> {
-    let connected = book.connected.load(Ordering::Relaxed);
-    let stopping = book.stopping.load(Ordering::Relaxed);
-    let ready = connected && !stopping;
-    let json =
-        |status, document: serde_json::Value| of(status, "application/json", document.to_string());
-    let of_ready = if ready {
-        StatusCode::OK
-    } else {
-        StatusCode::SERVICE_UNAVAILABLE
-    };
-    if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        let detail = json!({"detail": "only GET and HEAD are served here"});
-        return json(StatusCode::METHOD_NOT_ALLOWED, detail);
-    }
-    let reason = if stopping {
-        "the worker is stopping"
-    } else {
-        "no broker is connected"
-    };
-    match request.uri().path() {
-        "/health/live" => json(StatusCode::OK, json!({"status": "alive"})),
-        "/health/ready" if ready => json(of_ready, json!({"status": "ready"})),
-        "/health/ready" => json(of_ready, json!({"status": "not ready", "reason": reason})),
-        "/health" => {
-            let queue = if connected {
-                json!({"status": "ok", "depth": book.depth.load(Ordering::Relaxed), "dead": book.dead.load(Ordering::Relaxed)})
-            } else {
-                json!({"status": "down", "reason": reason})
-            };
-            let status = if ready { "ok" } else { "down" };
-            json(
-                of_ready,
-                json!({"status": status, "components": {"queue": queue}}),
-            )
-        }
-        "/metrics" => of(
-            StatusCode::OK,
-            "text/plain; version=0.0.4; charset=utf-8",
-            metrics(book, connected),
-        ),
-        _ => {
-            let detail = "there are /health, /health/live, /health/ready and /metrics here";
-            json(StatusCode::NOT_FOUND, json!({ "detail": detail }))
+impl Face for Book {
+    fn ready(&self) -> Result<(), String> {
+        if self.stopping.load(Ordering::Relaxed) {
+            Err("the worker is stopping".to_owned())
+        } else if self.connected.load(Ordering::Relaxed) {
+            Ok(())
+        } else {
+            Err("no broker is connected".to_owned())
         }
     }
-}
 
-fn of(status: StatusCode, media_type: &'static str, text: String) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(text)));
-    *response.status_mut() = status;
-    let value = HeaderValue::from_static(media_type);
-    response.headers_mut().insert(header::CONTENT_TYPE, value);
-    response
+    fn health(&self) -> Value {
+        let queue = if self.connected.load(Ordering::Relaxed) {
+            json!({"status": "ok", "depth": self.depth.load(Ordering::Relaxed), "dead": self.dead.load(Ordering::Relaxed)})
+        } else {
+            json!({"status": "down", "reason": "no broker is connected"})
+        };
+        let status = if self.ready().is_ok() { "ok" } else { "down" };
+        json!({"status": status, "components": {"queue": queue}})
+    }
+
+    fn metrics(&self) -> String {
+        metrics(self, self.connected.load(Ordering::Relaxed))
+    }
 }
 
 fn metrics(book: &Book, connected: bool) -> String {

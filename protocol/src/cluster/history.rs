@@ -120,7 +120,8 @@ impl Cluster {
             return;
         }
         let mut writes = Vec::with_capacity(older.len());
-        for config in &older {
+        // The newest first: whatever part of it a crash may leave joins up with what is there.
+        for config in older.iter().rev() {
             let Ok(value) = wire::encode_config(config) else {
                 return;
             };

@@ -82,11 +82,13 @@ make_machine() {
 
 mounted=()
 unmount_all() {
-  local target
-  for target in "${mounted[@]}"; do umount -l "$target" || true; done
+  local i
+  for ((i = ${#mounted[@]} - 1; i >= 0; i--)); do umount -l "${mounted[i]}" || true; done
 }
 mount_all() {
   trap unmount_all EXIT
+  # A machine's root is a mount point, and `ip netns exec` wants one.
+  mount --bind "$dir" "$dir" && mounted+=("$dir") && mount --make-private "$dir"
   mount -t proc proc "$dir/proc" && mounted+=("$dir/proc")
   mount --rbind /dev "$dir/dev" && mount --make-rslave "$dir/dev" && mounted+=("$dir/dev")
 }

@@ -123,22 +123,22 @@ fn a_node_is_stopped_in_order_while_a_request_is_under_way() {
 }
 
 #[test]
-fn joining_a_cluster_that_holds_keys_is_refused_with_the_reason() {
+fn a_node_that_joins_a_cluster_with_keys_has_them_before_the_other_may_die() {
     let _alone = alone();
     let mut cluster = Cluster::start(1, Options::default());
-    cluster.nodes[0].put("/kv/default/k", "v");
+    let keys = (0..50).map(|n| format!("/kv/default/k{n}"));
+    let keys: Vec<String> = keys.collect();
+    for key in &keys {
+        cluster.nodes[0].put(key, key.as_str());
+    }
     let address = cluster.nodes[0].peer;
-    cluster.add();
-    let log = refusal(&mut cluster, 1, &Formation::Join(vec![address]));
-    assert!(
-        log.to_lowercase().contains("key"),
-        "does not say why: {log}"
-    );
-    assert_eq!(cluster.nodes[0].members().expect("members").len(), 1);
-    assert_eq!(
-        cluster.nodes[0].get("/kv/default/k").as_deref(),
-        Some(&b"v"[..])
-    );
+    cluster.add().start(&Formation::Join(vec![address]));
+    cluster.wait_members(2);
+    cluster.nodes[0].kill();
+    for key in &keys {
+        let own = cluster.nodes[1].get(&format!("{key}?r=one"));
+        assert_eq!(own.as_deref(), Some(key.as_bytes()), "{key}");
+    }
 }
 
 /// Starts a node that gets nowhere with its join: it may end or go on trying, but it says why and

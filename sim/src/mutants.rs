@@ -52,7 +52,15 @@ pub fn broken(mutant: Mutant) -> &'static [Invariant] {
         Mutant::LeftoversKept => &[I::Cleaned],
         Mutant::AbortNeedsTarget | Mutant::LeaverStopsEarly => &[I::Progress],
         Mutant::CoveredAtLowerFloor => &[I::Covered, I::Deleted, I::Readable, I::Order],
-        Mutant::FloorBeforeCloses => &[I::Deleted, I::Converge, I::Readable, I::Order, I::Durable],
+        // Books: a floor that rises over a hint on its way has it taken for delivered where nothing is kept of it.
+        Mutant::FloorBeforeCloses => &[
+            I::Deleted,
+            I::Converge,
+            I::Readable,
+            I::Order,
+            I::Durable,
+            I::Books,
+        ],
         Mutant::ReadIgnoresFloor => &[I::Deleted, I::Order],
         // What other rules prevent hides these, or they want a rarer meeting of events than worlds bring.
         Mutant::RebuildRaisesFirst

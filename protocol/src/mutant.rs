@@ -131,4 +131,6 @@ mutants! {
     FloorOfNoAnswer = 62,
     /// A mark with the old floor is stored while a higher one is on its way to disk.
     FloorOverwritten = 63,
+    /// A copy is complete before what was received is fsynced.
+    CoveredUnsynced = 64,
 }

@@ -1,7 +1,8 @@
 //! What keeps the owners of a partition equal: sessions with other owners, the schedule that begins them,
 //! and the coverage that a ring change demands.
 //!
-//! Invariants: what a session receives is fsynced before it counts; sessions are of one ring version and
+//! Invariants: what a session receives is fsynced before it counts, and what a transfer receives before the
+//! whole of it counts; sessions are of one ring version and
 //! begin only when this node has durably applied it and drained older ones; every record goes through the
 //! same merge as any other write.
 //! Source: Dynamo (2007), section 4.7.

@@ -2,11 +2,11 @@
 //! the target ring and that moves, a majority of the current owners is covered.
 //!
 //! Invariant: a source counts only after a whole session with it, at this joint ring version, each side
-//! having durably applied and drained it, and with everything received fsynced; a node that is a current
-//! owner itself counts itself. It counts only for a copy whose floor is no higher than this one's: a higher one
-//! is taken over first, by a rebuild, since below it absence is information that this copy would not have. And
-//! a copy is complete only when the closes of the owners before are known. Progress is of this ring version only and is not stored: after a crash the
-//! trees tell what is still missing.
+//! having durably applied and drained it; a node that is a current owner itself counts itself. It counts only
+//! for a copy whose floor is no higher than this one's: a higher one is taken over first, by a rebuild, since
+//! below it absence is information that this copy would not have. A shard is complete when all its copies are,
+//! the closes of the owners before are known, and one fsync has put everything that was received on disk.
+//! Progress is of this ring version only and is not stored: after a crash the trees tell what is still missing.
 //! Source: protocol, section 4, step 3. One source alone may lack acknowledged writes, and so may an owner
 //! that stays.
 
@@ -46,8 +46,8 @@ pub(crate) struct Coverage {
 enum End {
     /// Something is missing.
     Open,
-    /// All is here; the disk is asked to sync it. What a comparison found equal may have come as a write
-    /// under `interval` or `os`, and the former owners are about to drop theirs.
+    /// All is here; the disk is asked to sync it: what pages brought, and what a comparison found equal, which
+    /// may have come as a write under `interval` or `os`. The former owners are about to drop theirs.
     Syncing(CommitId),
     /// It was said.
     Announced,
@@ -189,7 +189,7 @@ impl Coverage {
         if !self.items.is_empty() || owes || inherits {
             return;
         }
-        if self.total == 0 {
+        if self.total == 0 || core.has(Mutant::CoveredUnsynced) {
             self.say(core);
         } else {
             self.end = End::Syncing(core.commit_all(Vec::new(), Sync::Fsync));

@@ -49,6 +49,7 @@ pub fn broken(mutant: Mutant) -> &'static [Invariant] {
         }
         Mutant::CleanedEarly => &[I::Covered, I::Order, I::Readable, I::Durable],
         Mutant::CountedHintsLeft | Mutant::SingleSource => &[I::Covered],
+        Mutant::CoveredUnsynced => &[I::Covered, I::Durable, I::Order, I::Readable],
         Mutant::LeftoversKept => &[I::Cleaned],
         Mutant::AbortNeedsTarget | Mutant::LeaverStopsEarly => &[I::Progress],
         Mutant::CoveredAtLowerFloor => &[I::Covered, I::Deleted, I::Readable, I::Order],

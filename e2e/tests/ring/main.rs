@@ -236,6 +236,21 @@ fn p99(operations: &[Operation], (begin, end): (u64, u64)) -> f64 {
     took.get(at).map_or(0.0, |&ns| ns as f64 / 1e6)
 }
 
+/// Operations and their p99 in milliseconds, of each piece of that length.
+fn series(operations: &[Operation], (begin, end): (u64, u64), piece: u64) -> Vec<String> {
+    (begin..end)
+        .step_by(piece as usize)
+        .map(|from| {
+            let within = (from, from + piece);
+            let count = operations
+                .iter()
+                .filter(|operation| (within.0..within.1).contains(&operation.invoked_ns))
+                .count();
+            format!("{count}/{:.0}", p99(operations, within))
+        })
+        .collect()
+}
+
 /// Copies what a node has on disk, as a measure of what this machine can do: MiB/s.
 fn copy_rate(cluster: &Cluster, node: &Node) -> f64 {
     let to = cluster.folder().join("copied");
@@ -377,6 +392,10 @@ fn judge(world: World) {
     let seen = load.finish_reading_once(&readers);
     for &(name, begin, end) in &phases {
         eprintln!("p99 {:.1} ms: {name}", p99(&seen.operations, (begin, end)));
+        if is_long() {
+            let pieces = series(&seen.operations, (begin, end), 500_000_000);
+            eprintln!("  operations/p99 of each half second: {}", pieces.join(" "));
+        }
     }
     let failed = unexcused(&seen, &killed);
     eprintln!(

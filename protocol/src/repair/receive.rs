@@ -49,8 +49,9 @@ impl Cx<'_> {
         !self.core.is_frozen() && !self.core.closing
     }
 
-    /// Merges records that another owner has, and fsyncs them. [`Step::Done`] when they are not of this
-    /// partition or may not be stored now; nothing is stored then.
+    /// Merges records that another owner has. They are fsynced, except in a transfer, which asks for one
+    /// fsync at its end, so that clients' writes do not wait for one fsync a page. [`Step::Done`] when they are
+    /// not of this partition or may not be stored now; nothing is stored then.
     pub(super) fn store(
         &mut self,
         ((bucket, partition, from), floor): ((BucketId, PartitionId, NodeId), Hlc),
@@ -82,7 +83,8 @@ impl Cx<'_> {
             keys.push((key.clone(), record.digest()));
             writes.push(Write::Merge { key, record });
         }
-        let id = self.core.commit_all(writes, Sync::Fsync);
+        let sync = if transfer { Sync::Policy } else { Sync::Fsync };
+        let id = self.core.commit_all(writes, sync);
         self.shared.commits.insert(
             id,
             Storing {

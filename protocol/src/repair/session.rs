@@ -2,10 +2,10 @@
 //! over what is missing.
 //!
 //! Roots first, then the nodes that differ, level by level, then keys and digests of the leaves that differ,
-//! then records. What either side held when the session began is on this side at its end, fsynced, and on
-//! the other side too when the session is for anti-entropy: concurrent writes only make it compare more.
-//! One question is open at a time, so that both sides need little memory; whatever goes wrong ends the
-//! session, and another one finds what is left to do.
+//! then records. What either side held when the session began is on this side at its end, fsynced (in a
+//! transfer: when the whole of it has come), and on the other side too when the session is for anti-entropy:
+//! concurrent writes only make it compare more. One question is open at a time, so that both sides need little
+//! memory; whatever goes wrong ends the session, and another one finds what is left to do.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -544,7 +544,7 @@ impl Session {
         }
     }
 
-    /// What was received is fsynced.
+    /// What was received is stored: fsynced, but for a transfer.
     pub(super) fn on_stored(&mut self, cx: &mut Cx<'_>, ok: bool) -> Flow {
         if !ok {
             return Flow::Failed("storage");

@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 use tempfile::TempDir;
 use torc_e2e::cluster::{Cluster, Formation, Node, Options, REQUEST_MAX};
 use torc_e2e::http::{self, Request};
-use torc_e2e::services::redis::{Redis, Sentinels};
+use torc_e2e::services::redis::{Redis, SENTINEL_PASSWORD, Sentinels};
 use torc_e2e::{alone, wait};
 
 const SOON: Duration = Duration::from_secs(60);
@@ -263,7 +263,12 @@ fn a_failover_of_the_master_under_load_fails_no_request() {
         .iter()
         .map(|address| format!("\"{address}\""))
         .collect();
-    let config = format!("sentinels = [{}]\nttl = \"5s\"", sentinels.join(", "));
+    let password = folder.path().join("sentinel-password");
+    std::fs::write(&password, SENTINEL_PASSWORD).expect("the password's file");
+    let config = format!(
+        "sentinels = [{}]\nsentinel_password_file = {password:?}\nttl = \"5s\"",
+        sentinels.join(", ")
+    );
     let cluster = Cluster::start(3, with(&config));
     cluster.nodes.iter().for_each(wait_connected);
     let old = redis.master_port();

@@ -11,6 +11,8 @@ use super::{SERVICE_MAX, Service, program};
 use crate::{ports, wait};
 
 const ANSWER_MAX: Duration = Duration::from_secs(5);
+/// What sentinels want to be told first.
+pub const SENTINEL_PASSWORD: &str = "of-the-sentinels";
 
 /// One Redis server.
 #[derive(Debug)]
@@ -94,8 +96,8 @@ impl Sentinels {
                 let name = format!("sentinel-{}", address.port());
                 let path = folder.join(format!("{name}.conf"));
                 let text = format!(
-                    "port {}\nbind 127.0.0.1\ndir {}\nsentinel monitor torc 127.0.0.1 {port} 2\n\
-                     sentinel down-after-milliseconds torc 1000\nsentinel failover-timeout torc 5000\n",
+                    "port {}\nbind 127.0.0.1\ndir {}\nrequirepass {SENTINEL_PASSWORD}\n\
+                     sentinel monitor torc 127.0.0.1 {port} 2\nsentinel down-after-milliseconds torc 1000\nsentinel failover-timeout torc 5000\n",
                     address.port(),
                     folder.display()
                 );
@@ -118,7 +120,7 @@ impl Sentinels {
         for &address in &self.addresses {
             let command = ["SENTINEL", "CKQUORUM", "torc"];
             wait::until("the sentinels' quorum", SERVICE_MAX, || {
-                match ask(address, &command) {
+                match ask_sentinel(address, &command) {
                     Ok(answer) if answer.contains("3 usable") => Ok(()),
                     Ok(answer) => Err(answer),
                     Err(error) => Err(error.to_string()),
@@ -138,7 +140,7 @@ impl Sentinels {
         let ports: Vec<u16> = self
             .addresses
             .iter()
-            .filter_map(|&address| ask(address, &command).ok())
+            .filter_map(|&address| ask_sentinel(address, &command).ok())
             .filter_map(|answer| answer.lines().last()?.trim().parse().ok())
             .collect();
         ports
@@ -167,13 +169,29 @@ impl Sentinels {
 /// # Errors
 /// When it does not answer.
 pub fn ask(address: SocketAddr, command: &[&str]) -> std::io::Result<String> {
-    let mut stream = TcpStream::connect_timeout(&address, ANSWER_MAX)?;
-    stream.set_read_timeout(Some(ANSWER_MAX))?;
+    send(address, &encoded(command))
+}
+
+/// The same to a sentinel, which wants its password first.
+fn ask_sentinel(address: SocketAddr, command: &[&str]) -> std::io::Result<String> {
+    let login = encoded(&["AUTH", SENTINEL_PASSWORD]);
+    let answer = send(address, &[login, encoded(command)].concat())?;
+    let answer = answer.strip_prefix("+OK\r\n").map(str::to_owned);
+    answer.ok_or_else(|| std::io::Error::other("the password was refused"))
+}
+
+fn encoded(command: &[&str]) -> Vec<u8> {
     let mut bytes = format!("*{}\r\n", command.len()).into_bytes();
     for word in command {
         bytes.extend_from_slice(format!("${}\r\n{word}\r\n", word.len()).as_bytes());
     }
-    stream.write_all(&bytes)?;
+    bytes
+}
+
+fn send(address: SocketAddr, bytes: &[u8]) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&address, ANSWER_MAX)?;
+    stream.set_read_timeout(Some(ANSWER_MAX))?;
+    stream.write_all(bytes)?;
     // It answers what it was asked, and closes then.
     stream.shutdown(Shutdown::Write)?;
     let mut answer = Vec::new();

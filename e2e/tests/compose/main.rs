@@ -80,6 +80,10 @@ fn nobody_gets_in_by_default(stack: &Stack) {
     };
     let (_, said) = ask("redis-1", &["redis-cli", "get", "x"]);
     assert!(said.contains("NOAUTH"), "redis: {said}");
+    let master = ["sentinel", "get-master-addr-by-name", "torc"];
+    let command = [&["redis-cli", "-p", "26379"][..], &master].concat();
+    let (_, said) = ask("sentinel-1", &command);
+    assert!(said.contains("NOAUTH"), "sentinel: {said}");
     let (_, users) = ask("rabbitmq-1", &["rabbitmqctl", "--silent", "list_users"]);
     let names: Vec<_> = users
         .lines()

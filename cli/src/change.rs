@@ -142,6 +142,8 @@ pub(crate) async fn follow(admin: &Admin, joint: u64, output: Output) -> anyhow:
             Ok(seen) => {
                 heard = Instant::now();
                 progress.say(&describe(&seen, began.elapsed()));
+                let moved = seen.progress();
+                progress.at(moved.done, moved.total);
                 last_seen = Some(seen);
             }
             Err(error) if heard.elapsed() > SILENCE_MAX => {

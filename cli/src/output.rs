@@ -92,6 +92,21 @@ impl Progress {
         }
     }
 
+    /// How far it is: a bar, on a terminal.
+    pub(crate) fn at(&self, done: u64, total: u64) {
+        let Some(bar) = self.bar.as_ref().filter(|_| total > 0) else {
+            return;
+        };
+        if bar.length().is_none()
+            && let Ok(style) =
+                ProgressStyle::with_template("{spinner} {bar:30} {percent:>3} % ({elapsed}) {msg}")
+        {
+            bar.set_style(style);
+        }
+        bar.set_length(total);
+        bar.set_position(done.min(total));
+    }
+
     /// Nothing more is to be said.
     pub(crate) fn finish(&mut self) {
         if let Some(bar) = self.bar.take() {

@@ -7,7 +7,8 @@
 # the tags that docker/compose.yaml and docker/Dockerfile name, so that the same files start. Each has the
 # label `torc.stand-in`. A real image of that tag is used as it is and never replaced. What Debian does not
 # package has no stand-in: Grafana. `build rust` makes one of the Dockerfile's build stage out of this machine's
-# toolchain, to see that the image can be built from source (docker/README.md); nothing else uses it.
+# toolchain and compiler cache, to see that the image can be built from source (docker/README.md); nothing else
+# uses it.
 #
 # Needs docker, debootstrap (as root or with sudo) and a Debian mirror; a few minutes the first time. The
 # label holds a hash of what an image was made from, so later calls only look.
@@ -99,6 +100,9 @@ build_rust() {
   trap "rm -rf '$into'" RETURN
   mkdir "$into/rust" "$into/rust/toolchain"
   cp rust/Dockerfile "$into/rust/"
+  # What this machine has compiled already is not compiled again.
+  local ccache=${CCACHE_DIR:-${TORC_CACHE_DIR:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/torc}/ccache}
+  if [ -d "$ccache" ]; then cp -a "$ccache" "$into/rust/ccache"; else mkdir "$into/rust/ccache"; fi
   cp -L /etc/ssl/certs/ca-certificates.crt "$into/rust/"
   tar -C "$(rustc --print sysroot)" --exclude ./share/doc -cf - . | tar -C "$into/rust/toolchain" -xf -
   docker build --network host --build-arg "BASE=$(tag debian)" --label "$LABEL=$(hash_of rust)" --tag "$(tag rust)" "$into/rust" >"$into/log" 2>&1 ||

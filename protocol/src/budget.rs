@@ -3,6 +3,7 @@
 //! Work is done first and paid afterwards, so that one piece larger than a burst still gets through; the
 //! next one then waits until the debt is paid.
 
+use crate::foreground::WHOLE;
 use crate::time::{Mono, SECOND};
 
 /// The bucket holds what may be used in so long a time, in microseconds.
@@ -13,6 +14,8 @@ const BURST: u64 = SECOND / 4;
 pub(crate) struct Budget {
     /// Bytes per second; 0 for no limit.
     rate: u64,
+    /// The part of the rate that may be used now.
+    share: u32,
     /// When all that was used will be paid.
     paid: Mono,
 }
@@ -21,8 +24,14 @@ impl Budget {
     pub(crate) fn new(rate: u64) -> Self {
         Self {
             rate,
+            share: WHOLE,
             paid: Mono(0),
         }
+    }
+
+    /// From now on that part of the rate may be used, of [`WHOLE`].
+    pub(crate) fn set_share(&mut self, share: u32) {
+        self.share = share.min(WHOLE);
     }
 
     /// Uses bytes, more than there are too.
@@ -30,7 +39,8 @@ impl Budget {
         if self.rate == 0 {
             return;
         }
-        let cost = bytes.saturating_mul(SECOND) / self.rate;
+        let rate = (self.rate * u64::from(self.share) / u64::from(WHOLE)).max(1);
+        let cost = bytes.saturating_mul(SECOND) / rate;
         let floor = Mono(now.0.saturating_sub(BURST));
         self.paid = self.paid.max(floor).plus(cost);
     }
@@ -57,6 +67,18 @@ mod tests {
             now = now.plus(1_000);
         }
         assert!((9_900..=10_600).contains(&used), "{used}");
+    }
+
+    #[test]
+    fn half_of_the_share_makes_twice_the_wait() {
+        let cost = |share| {
+            let mut budget = Budget::new(1_000);
+            budget.set_share(share);
+            budget.take(1_000, Mono(10 * SECOND));
+            budget.wait(Mono(10 * SECOND)) + BURST
+        };
+        assert_eq!(cost(WHOLE), SECOND);
+        assert_eq!(cost(WHOLE / 2), 2 * SECOND);
     }
 
     #[test]

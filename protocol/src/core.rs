@@ -8,6 +8,7 @@ use torc_ring::{Bucket, NodeId, Owners, PartitionId, RingVersion};
 
 use crate::client::{ClientReply, RequestId};
 use crate::floor::Floors;
+use crate::foreground::Foreground;
 use crate::hlc::{Hlc, HlcClock, Pace, SLOW_AHEAD_MAX};
 use crate::latency::Latencies;
 use crate::merkle::TreeKey;
@@ -56,8 +57,8 @@ pub struct ShardSettings {
     pub lingering_max: usize,
     /// Greatest number of watches that this shard keeps for coordinators.
     pub watchers_max: usize,
-    /// Rate at which this shard receives, and at which it hands out, partitions in a ring change, in bytes
-    /// per second; 0 for no limit.
+    /// Greatest rate at which this shard receives, and at which it hands out, partitions in a ring change, in
+    /// bytes per second, less where clients notice it; 0 for no limit, whoever notices.
     pub transfer_rate: u64,
     /// Rate at which anti-entropy reads and sends, in bytes per second; 0 for no limit.
     pub repair_rate: u64,
@@ -165,6 +166,7 @@ pub(crate) struct Core {
     /// Hints here, on disk or on their way to it, that counted towards a write quorum.
     pub(crate) counted_hints: u64,
     pub(crate) latency: Latencies,
+    pub(crate) foreground: Foreground,
     pub(crate) now: Now,
     pub(crate) out: VecDeque<Output>,
     /// Messages of this node to itself: taken like any other, but never encoded.
@@ -214,6 +216,7 @@ impl Core {
             doubts: BTreeSet::new(),
             counted_hints: 0,
             latency: Latencies::default(),
+            foreground: Foreground::default(),
             now,
             out: VecDeque::new(),
             loopback: VecDeque::new(),
@@ -489,6 +492,9 @@ impl Caller {
             micros,
             trace: ask.trace.clone(),
         });
+        if outcome == "ok" && matches!(self.op, "put" | "delete" | "get" | "store" | "prepare") {
+            core.foreground.observe(core.now.mono, micros);
+        }
         core.reply(request, reply);
     }
 }

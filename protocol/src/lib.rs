@@ -17,6 +17,7 @@ pub mod context;
 mod core;
 pub mod floor;
 pub mod floor_message;
+mod foreground;
 mod get;
 mod hints;
 pub mod hlc;

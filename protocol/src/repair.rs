@@ -86,6 +86,19 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    /// What a ring change may use now.
+    fn keep_pace(&mut self, core: &mut Core) {
+        let now = core.now.mono;
+        let changes = core
+            .view
+            .as_ref()
+            .is_some_and(|view| view.config.target.is_some());
+        core.foreground.set_moving(now, changes);
+        let share = core.foreground.share(now);
+        self.taken.set_share(share);
+        self.given.set_share(share);
+    }
+
     fn budget(&mut self, purpose: Purpose) -> &mut Budget {
         match purpose {
             Purpose::Compare | Purpose::Floor(_) => &mut self.repair,
@@ -555,6 +568,7 @@ impl Repair {
 
     /// Begins what may begin, reads trees on, and tells who waited for them.
     fn go_on(&mut self, core: &mut Core, replica: &mut Replica) {
+        self.shared.keep_pace(core);
         loop {
             self.begin_sessions(core, replica);
             let budget = if self.coverage.is_some() {

@@ -119,12 +119,12 @@ impl Sentinels {
     fn wait_agreed(&self) {
         for &address in &self.addresses {
             let command = ["SENTINEL", "CKQUORUM", "torc"];
-            wait::until("the sentinels' quorum", SERVICE_MAX, || {
-                match ask_sentinel(address, &command) {
-                    Ok(answer) if answer.contains("3 usable") => Ok(()),
-                    Ok(answer) => Err(answer),
-                    Err(error) => Err(error.to_string()),
-                }
+            wait::until("the sentinels' quorum", SERVICE_MAX, || match ask_sentinel(
+                address, &command,
+            ) {
+                Ok(answer) if answer.contains("3 usable") => Ok(()),
+                Ok(answer) => Err(answer),
+                Err(error) => Err(error.to_string()),
             });
         }
         wait::until("two replicas", SERVICE_MAX, || {

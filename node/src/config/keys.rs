@@ -286,7 +286,8 @@ pub(super) static KEYS: &[Key] = &[
         Kind::Size(0..=100 * GIB),
         "\"64MiB\"",
         "Greatest rate at which this node receives, and at which it hands out, partitions in a ring change, \
-         per second; 0B for no limit.",
+         per second. It goes down, to a thirty-second at least, while requests take more than twice as long as \
+         before the change; 0B: no limit, whatever requests take.",
     ),
     key(
         "limits.value_bytes",

@@ -434,6 +434,11 @@ impl Plan {
                 self.nodes = (value as usize).max(1);
                 return Ok(());
             }
+            // At no distance at all the first fault would be followed by others for ever.
+            "every" => {
+                faults.every = value.max(1);
+                return Ok(());
+            }
             "ops" => &mut self.ops,
             "run" => &mut self.run,
             "keys" => &mut self.keys,
@@ -446,7 +451,6 @@ impl Plan {
             "deletes" => &mut self.mix[2],
             "watches" => &mut self.mix[3],
             "lists" => &mut self.mix[4],
-            "every" => &mut faults.every,
             "loss" => &mut faults.loss,
             "duplicates" => &mut faults.duplicates,
             "slow" => &mut faults.slow,

@@ -49,3 +49,10 @@ fn a_run_that_does_not_fail_has_nothing_to_be_made_smaller() {
     assert!(outcome.violation.is_none(), "{:?}", outcome.violation);
     assert!(minimise(&plan, outcome, 10).is_none());
 }
+
+#[test]
+fn faults_at_no_distance_at_all_do_not_hold_a_world_for_ever() {
+    let mut plan = Plan::draw(1, 50);
+    assert!(plan.set("every", 0).is_ok());
+    assert!(plan.faults.every > 0);
+}

@@ -17,6 +17,7 @@ mod background;
 mod commit;
 mod error;
 mod keeper;
+mod manifest;
 mod mark;
 mod mem;
 mod merge;

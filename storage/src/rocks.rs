@@ -21,6 +21,7 @@ use torc_ring::{BucketId, NodeId, PartitionId};
 use crate::commit::{self, Backend, Committer, Deliver, Limits, Observe, Waiting};
 use crate::error::{Fatal, FatalStep, StorageError};
 use crate::keeper::Keeper;
+use crate::manifest;
 use crate::mark::{self, Mark, Progress};
 use crate::options::{Durability, Options};
 use crate::pace::Pace;
@@ -114,6 +115,7 @@ impl Store {
         // wait for 64 MiB of room.
         let names = FAMILIES.into_iter().chain([DEFAULT_COLUMN_FAMILY_NAME]);
         let families = names.map(|name| (name, tune::family(name, &options, &cache)));
+        manifest::check(&place.db())?;
         let db = DB::open_cf_with_opts(&rocks, place.db(), families)
             .map_err(StorageError::rocks("open the database", place.path()))?;
         let found = db.latest_sequence_number();

@@ -304,6 +304,32 @@ fn a_flipped_bit_in_the_manifest_is_noticed_or_harmless() {
 }
 
 #[test]
+fn a_record_in_the_manifest_that_looks_like_one_of_a_recycled_log_does_not_hold_the_start_for_ever()
+{
+    let mut image = Image::new(Durability::Fsync);
+    let manifest = |path: &Path| {
+        let current = fs::read_to_string(path.join("db/CURRENT")).unwrap();
+        path.join("db").join(current.trim_end())
+    };
+    let path = image.copy();
+    let bytes = fs::read(manifest(&path)).unwrap();
+    let mut at = 0;
+    let mut records = 0;
+    while at + 7 <= bytes.len() && bytes[at + 6] == 1 {
+        let path = image.copy();
+        flip(&manifest(&path), at as u64 + 6, 4);
+        let error = image.open(&path).err().expect("noticed");
+        assert!(
+            matches!(&error, StorageError::Damaged { path: of } if *of == manifest(&path)),
+            "{error}"
+        );
+        at += 7 + usize::from(u16::from_le_bytes([bytes[at + 4], bytes[at + 5]]));
+        records += 1;
+    }
+    assert!(records >= 5, "{records}");
+}
+
+#[test]
 fn a_mark_that_is_missing_or_damaged_is_noticed() {
     let mut image = Image::new(Durability::Fsync);
     let path = image.copy();

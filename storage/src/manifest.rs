@@ -29,9 +29,10 @@ pub(crate) fn check(db: &Path) -> Result<(), StorageError> {
     let Ok(file) = File::open(&path) else {
         return Ok(());
     };
-    match is_sound(file).map_err(StorageError::io("read", &path))? {
-        true => Ok(()),
-        false => Err(StorageError::Damaged { path }),
+    if is_sound(file).map_err(StorageError::io("read", &path))? {
+        Ok(())
+    } else {
+        Err(StorageError::Damaged { path })
     }
 }
 

@@ -8,9 +8,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use torc_protocol::cluster::Cluster;
 use torc_protocol::cluster_admin::{AdminError, AdminId, AdminReply, AdminRequest, Progress};
-use torc_protocol::cluster_io::{
-    CheckId, ClusterEvent, ClusterInput, ClusterOutput, LEFTOVERS_MAX,
-};
+use torc_protocol::cluster_io::{ClusterEvent, ClusterInput, ClusterOutput, LEFTOVERS_MAX};
 use torc_protocol::message::{PeerBody, PeerMessage};
 use torc_protocol::shard_io::{Input, View};
 use torc_protocol::store::{CommitId, StoreError};
@@ -85,7 +83,6 @@ pub(crate) async fn run(
         tools,
         view: None,
         drained: Gather::default(),
-        frozen: Gather::default(),
         gossip: None,
         dead: Vec::new(),
         applied: ConfigVersion(0),
@@ -193,7 +190,6 @@ struct ClusterTask {
     tools: ClusterTools,
     view: Option<Arc<View>>,
     drained: Gather,
-    frozen: Gather,
     gossip: Option<(Gossip, watch::Receiver<GossipView>)>,
     dead: Vec<NodeId>,
     applied: ConfigVersion,
@@ -224,11 +220,6 @@ impl ClusterTask {
             ShardNews::Drained(shard, ring) => {
                 if self.drained.add(shard, ring, count) {
                     self.input(ClusterInput::Drained(ring));
-                }
-            }
-            ShardNews::Frozen(shard, ring) => {
-                if self.frozen.add(shard, ring, count) {
-                    self.input(ClusterInput::Frozen(ring));
                 }
             }
             ShardNews::Covered(shard, ring) => {
@@ -266,8 +257,6 @@ impl ClusterTask {
                 }
             }
             ClusterOutput::Apply(config) => self.apply(&config).await?,
-            ClusterOutput::Freeze(ring) => self.to_shards(|| Input::Freeze(ring)),
-            ClusterOutput::CheckEmpty(id) => self.check_empty(id),
             ClusterOutput::FindLeftovers(config) => self.find_leftovers(config),
             ClusterOutput::AdminReply(id, reply) => {
                 if let Some(operator) = self.operators.remove(&id) {
@@ -479,15 +468,6 @@ impl ClusterTask {
             }
             let input = ClusterInput::Leftovers(config.version, found);
             let _ = mail.send(ClusterMail::Input(input));
-        });
-    }
-
-    fn check_empty(&self, id: CheckId) {
-        let (store, mail) = (self.tools.store.clone(), self.tools.mail.clone());
-        tokio::task::spawn_blocking(move || {
-            // What cannot be looked at counts as full: a join is then refused instead of losing keys.
-            let empty = store.is_empty().unwrap_or(false);
-            let _ = mail.send(ClusterMail::Input(ClusterInput::Empty(id, empty)));
         });
     }
 

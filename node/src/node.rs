@@ -457,9 +457,8 @@ fn read_state(store: &Store, member: Member) -> Result<Persisted, NodeError> {
     ] {
         state.extend(store.states(which)?);
     }
-    for key in [StateKey::Applied, StateKey::Frozen] {
-        state.extend(store.state(key)?.map(|value| (key, value)));
-    }
+    let key = StateKey::Applied;
+    state.extend(store.state(key)?.map(|value| (key, value)));
     Ok(Persisted::read(member, state)?)
 }
 

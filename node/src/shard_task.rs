@@ -56,7 +56,6 @@ pub(crate) enum Mail {
 #[derive(Debug)]
 pub(crate) enum ShardNews {
     Drained(usize, RingVersion),
-    Frozen(usize, RingVersion),
     /// Everything that the shard gains under that joint ring version is there.
     Covered(usize, RingVersion),
     /// How far the shard is with that joint ring version.
@@ -263,7 +262,6 @@ impl Task {
                 }
             }
             Output::Drained(ring) => self.tell(ShardNews::Drained(index, ring)),
-            Output::Frozen(ring) => self.tell(ShardNews::Frozen(index, ring)),
             Output::Covered(ring) => self.tell(ShardNews::Covered(index, ring)),
             Output::NewerConfig(peer, version) => self.tell(ShardNews::NewerConfig(peer, version)),
             Output::Event(event) => self.on_event(&event),

@@ -16,7 +16,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use torc_ring::{Config, NodeId, change};
+use torc_ring::{Config, NodeId};
 
 use crate::hlc::Hlc;
 use crate::wire::{self, WireError};
@@ -308,20 +308,6 @@ impl Proposer {
     fn majority(&self) -> usize {
         self.acceptors.len() / 2 + 1
     }
-}
-
-/// Whether `value` may follow `decided` at all: what an acceptor checks before it accepts, so that no
-/// faulty or foreign value is ever decided.
-#[must_use]
-pub fn may_follow(decided: &Config, value: &Config) -> bool {
-    // Members of a cluster without keys come in at once, after a freeze.
-    let frozen = decided.target.is_none()
-        && Config {
-            current: value.current.clone(),
-            tables: value.tables.clone(),
-            ..decided.reissued()
-        } == *value;
-    change::follows(decided, value) || frozen
 }
 
 #[cfg(test)]

@@ -4,23 +4,17 @@
 //! Invariants:
 //! - One config per version, applied in order, none skipped; "applied" is durable before it is told.
 //! - A node votes, proposes and serves only after its start check has passed.
-//! - Members change only while no key exists: **a config with other members is proposed only when every
-//!   current member has attested, at this ring version, that it is durably frozen, that no write is in
-//!   flight, and that it is empty; and a frozen member thaws only by applying a config of a higher ring
-//!   version.** So between the attestations and the new ring no write can be accepted by anybody: what the
-//!   new ring's owners lack (everything) is what the old ones had (nothing). A freeze that leads to nothing
-//!   is ended in the same way, by a config with the same members and a raised ring version, which any
-//!   frozen member proposes after a while; two proposals for one version cannot both be decided.
+//! - Members change by way of a joint config alone: the ring becomes another one only when every owner that
+//!   it will have has told, naming the joint ring version, that it has everything it gains ([`drive`]).
 //!
 //! Sources: Lamport, "Paxos Made Simple" (2001), one instance per version; Ongaro, Ousterhout, "In Search
 //! of an Understandable Consensus Algorithm" (2014), section 6, for what a change of members may overlap.
-//! It does not move data: joint configs and transfers come with ring changes.
+//! It does not move data: the shards do ([`crate::transfer`]), and tell when they have it.
 
 mod admin;
 mod change;
 mod configs;
 mod drive;
-mod freeze;
 mod history;
 mod join;
 mod leave;
@@ -33,7 +27,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use torc_ring::{Config, ConfigVersion, Member, NodeId, RingVersion};
+use torc_ring::{Config, ConfigVersion, Member, NodeId};
 
 use crate::cluster_io::{
     BootstrapRefusal, CLUSTER_BOUND, CLUSTER_CLOCK_SHARD, ClusterEvent, ClusterInput,
@@ -65,7 +59,6 @@ pub struct Cluster {
     configs: configs::Configs,
     votes: vote::Votes,
     peers: peers::Peers,
-    freeze: freeze::Freeze,
     changes: change::Changes,
     admin: admin::Admin,
     drive: drive::Drive,
@@ -115,8 +108,6 @@ enum After {
     Cleaned(Arc<Config>, bool),
     /// The config that is applied.
     Applied(Arc<Config>),
-    /// The freeze at that ring version.
-    Frozen(RingVersion),
     /// This node's clock bound.
     Bound,
     /// Bounds of peers.
@@ -145,7 +136,6 @@ impl Cluster {
             configs: configs::Configs::new(persisted.decided, persisted.applied),
             votes: vote::Votes::new(persisted.acceptors, ConfigVersion(next_version)),
             peers: peers::Peers::new(persisted.peer_bounds, now.mono),
-            freeze: freeze::Freeze::default(),
             changes: change::Changes::new(rng.next_u64()),
             admin: admin::Admin::default(),
             drive: drive::Drive::new(now.mono),
@@ -160,20 +150,16 @@ impl Cluster {
             out: VecDeque::new(),
         };
         if latest.is_some() {
-            cluster.resume(persisted.frozen, now);
+            cluster.resume(now);
             cluster.settle(now);
         }
         cluster
     }
 
-    fn resume(&mut self, frozen: Option<RingVersion>, now: Now) {
+    fn resume(&mut self, now: Now) {
         self.sync_peers();
         if let Some(applied) = self.configs.applied_config().cloned() {
-            self.out
-                .push_back(ClusterOutput::Apply(Arc::clone(&applied)));
-            if frozen == Some(applied.ring_version) {
-                self.resume_freeze(applied.ring_version, now);
-            }
+            self.out.push_back(ClusterOutput::Apply(applied));
         }
         self.begin_start_check(now);
         if let Some(latest) = self.configs.latest().cloned() {
@@ -214,8 +200,6 @@ impl Cluster {
             ClusterInput::Covered(ring) => self.on_covered(ring),
             ClusterInput::Progress { ring, progress } => self.on_own_progress(ring, progress),
             ClusterInput::Admin(id, request) => self.on_admin(id, request, now),
-            ClusterInput::Frozen(ring) => self.on_shards_frozen(ring),
-            ClusterInput::Empty(check, empty) => self.on_empty(check, empty),
             ClusterInput::Dialled(node, reached) => self.on_dialled(node, reached),
             ClusterInput::Propose(config) => {
                 self.propose(config, now);
@@ -246,7 +230,6 @@ impl Cluster {
             Some(self.peers.ping_at()),
             self.configs.deadline(),
             self.votes.deadline(),
-            self.freeze.deadline(),
             self.changes.deadline(),
             self.admin.deadline(),
             self.drive.deadline(),
@@ -272,12 +255,6 @@ impl Cluster {
     #[must_use]
     pub fn is_serving(&self) -> bool {
         matches!(self.phase, Phase::Serving)
-    }
-
-    /// The ring version at which this node takes no writes, if any.
-    #[must_use]
-    pub fn frozen(&self) -> Option<RingVersion> {
-        self.freeze.ring()
     }
 
     fn on_message(&mut self, from: NodeId, message: ClusterMessage, now: Now) {
@@ -318,15 +295,7 @@ impl Cluster {
             ClusterMessage::JoinBusy => self.on_join_busy(now),
             ClusterMessage::JoinRefused { refusal } => self.on_join_refused(refusal, now),
             ClusterMessage::Probe { change, joiners } => self.on_probe(from, change, joiners),
-            ClusterMessage::Probed {
-                change,
-                empty,
-                reached,
-            } => {
-                self.on_probed(from, change, empty, &reached);
-            }
-            ClusterMessage::Freeze { ring } => self.on_freeze(from, ring, now),
-            ClusterMessage::Attested { ring, empty } => self.on_attested(from, ring, empty, now),
+            ClusterMessage::Probed { change, reached } => self.on_probed(from, change, &reached),
             ClusterMessage::Prepare { version, ballot } => {
                 self.on_prepare(from, version, ballot, now);
             }
@@ -368,7 +337,6 @@ impl Cluster {
         self.tick_start(now);
         self.tick_join(now);
         self.tick_votes(now);
-        self.tick_freeze(now);
         self.tick_changes(now);
         self.tick_drive(now);
         self.tick_history(now);
@@ -420,7 +388,6 @@ impl Cluster {
             After::Older(older) => self.on_older(older, now),
             After::Cleaned(config, more) => self.on_cleaned(config, more),
             After::Applied(config) => self.on_applied(&config, now),
-            After::Frozen(ring) => self.on_freeze_stored(ring),
             After::Bound => self.clock.on_bound_durable(now.wall),
             After::PeerBounds(bounds) => self.peers.on_bounds_durable(&bounds),
         }
@@ -446,7 +413,6 @@ impl Cluster {
                     .retry_applied(config, now.mono.plus(STORE_RETRY));
             }
             After::Cleaned(config, _) => self.clean_later(config, now),
-            After::Frozen(ring) => self.on_freeze_failed(ring),
             After::Bound => self.clock.on_bound_failed(),
         }
     }
@@ -470,8 +436,6 @@ impl Cluster {
             M::StartChecked { .. }
             | M::Probe { .. }
             | M::Probed { .. }
-            | M::Freeze { .. }
-            | M::Attested { .. }
             | M::Prepare { .. }
             | M::Promise { .. }
             | M::Accept { .. }

@@ -283,7 +283,4 @@ pub enum AdminError {
     /// Too many operators at a time.
     #[error("too many requests are waiting: try again")]
     TooMany,
-    /// This version cannot move data yet.
-    #[error("this version of torc cannot change the ring of a cluster")]
-    NotSupported,
 }

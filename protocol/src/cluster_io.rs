@@ -20,8 +20,7 @@
 //!   order of their versions, none is skipped; after a start the one that was applied last comes first.
 //! - [`ClusterOutput::FindLeftovers`]: one answer each. Shards' `Covered` of a joint ring version, when all have
 //!   said it, as [`ClusterInput::Covered`]; their progress, added up, as [`ClusterInput::Progress`].
-//! - [`ClusterOutput::Freeze`] to all shards; when all have said `Frozen`, [`ClusterInput::Frozen`].
-//! - [`ClusterOutput::CheckEmpty`] and [`ClusterOutput::Dial`]: one answer each.
+//! - [`ClusterOutput::Dial`]: one answer each.
 //! - A shard's `NewerConfig` is handed in as [`ClusterInput::NewerConfig`]; the cluster part of peer
 //!   messages as [`ClusterInput::Peer`], from whatever node authenticated itself, member or not.
 //!
@@ -59,8 +58,6 @@ pub struct ClusterSettings {
     pub drift_warn: u64,
     /// The member that this node joins in place of, by name or id: one that is dead.
     pub replaces: Option<String>,
-    /// Whether the shards can move data: only then does the ring change while there are keys.
-    pub moves: bool,
     /// A deliberate bug.
     #[cfg(feature = "mutants")]
     pub mutant: Option<crate::mutant::Mutant>,
@@ -76,7 +73,6 @@ impl ClusterSettings {
             drift_max: 60 * SECOND,
             drift_warn: SECOND,
             replaces: None,
-            moves: true,
             #[cfg(feature = "mutants")]
             mutant: None,
         }
@@ -96,8 +92,6 @@ pub struct Persisted {
     pub applied: ConfigVersion,
     /// Acceptor state per config version.
     pub acceptors: Vec<(ConfigVersion, Acceptor)>,
-    /// The ring version at which writes were frozen.
-    pub frozen: Option<RingVersion>,
     /// The durable bound of the cluster machine's own clock ([`StateKey::HlcBound`] of
     /// [`CLUSTER_BOUND`]), not of the shards': peers remember exactly this one.
     pub own_bound: Hlc,
@@ -152,7 +146,6 @@ impl Persisted {
             decided: Vec::new(),
             applied: ConfigVersion(0),
             acceptors: Vec::new(),
-            frozen: None,
             own_bound: Hlc(0),
             peer_bounds: Vec::new(),
         }
@@ -180,7 +173,6 @@ impl Persisted {
                     found.peer_bounds.push((peer, Hlc(number(key, &value)?)));
                 }
                 StateKey::Applied => found.applied = ConfigVersion(number(key, &value)?),
-                StateKey::Frozen => found.frozen = Some(RingVersion(number(key, &value)?)),
                 StateKey::Acceptor(version) => {
                     let acceptor = Acceptor::decode(&value)
                         .map_err(|source| PersistedError::Acceptor { version, source })?;
@@ -225,10 +217,6 @@ fn number(key: StateKey, value: &[u8]) -> Result<u64, PersistedError> {
     })?;
     Ok(u64::from_be_bytes(bytes))
 }
-
-/// Names a [`ClusterOutput::CheckEmpty`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct CheckId(pub u64);
 
 /// What happens to a cluster machine.
 #[derive(Debug)]
@@ -277,10 +265,6 @@ pub enum ClusterInput {
     },
     /// An operator asks. Answered by one [`ClusterOutput::AdminReply`].
     Admin(AdminId, AdminRequest),
-    /// All shards are frozen at this ring version and nothing is in flight.
-    Frozen(RingVersion),
-    /// The answer to [`ClusterOutput::CheckEmpty`].
-    Empty(CheckId, bool),
     /// The answer to [`ClusterOutput::Dial`].
     Dialled(NodeId, bool),
     /// Propose this as the next config. Nothing happens when it cannot follow the newest one, or while
@@ -305,12 +289,6 @@ pub enum ClusterOutput {
     FindLeftovers(Arc<Config>),
     /// The answer to an operator.
     AdminReply(AdminId, Result<AdminReply, AdminError>),
-    /// To all shards: take no writes at this ring version any more; answered by [`ClusterInput::Frozen`].
-    /// Comes again after a restart, before [`ClusterOutput::Serve`]. It ends with an [`ClusterOutput::Apply`]
-    /// of a higher ring version and in no other way.
-    Freeze(RingVersion),
-    /// Is there any record or any hint on this node? Answered by [`ClusterInput::Empty`].
-    CheckEmpty(CheckId),
     /// Open a **new** connection to `peer` of this member-to-be, check that its certificate names `id`, and
     /// answer by [`ClusterInput::Dialled`] within a few seconds. (A connection that came in from it proves
     /// nothing about the address that it gives.)
@@ -459,16 +437,14 @@ pub enum ClusterEvent {
 /// How a change of the members is getting on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ChangeOutcome {
-    /// Members are asked whether they hold keys.
+    /// Members are asked whether they reach the joiners.
     Started,
-    /// All are empty and frozen; the new config is proposed.
+    /// Enough of them do; the joint config is proposed.
     Proposed,
     /// It is decided.
     Committed,
     /// Another change was decided in its place, or members did not answer; the joiners try again.
     Postponed,
-    /// Somebody holds keys.
-    Refused,
     /// No majority answers: the change may still come through, by anybody's hand.
     Unknown,
 }

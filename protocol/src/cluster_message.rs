@@ -98,7 +98,7 @@ pub enum ClusterMessage {
         /// Why.
         refusal: JoinRefusal,
     },
-    /// Before anything is frozen: do you hold keys, and can you reach these nodes?
+    /// Before anything is proposed: can you reach these nodes?
     Probe {
         /// Names the change for its proposer.
         change: u64,
@@ -110,25 +110,9 @@ pub enum ClusterMessage {
     Probed {
         /// The probe's.
         change: u64,
-        /// No record and no hint is stored.
-        empty: bool,
         /// Joiners that were reached at the address that they gave.
         #[bincode(with_serde)]
         reached: Vec<NodeId>,
-    },
-    /// Take no writes at this ring version any more.
-    Freeze {
-        /// The ring version.
-        #[bincode(with_serde)]
-        ring: RingVersion,
-    },
-    /// The sender is durably frozen at this ring version, no write is in flight, and it has looked.
-    Attested {
-        /// The ring version.
-        #[bincode(with_serde)]
-        ring: RingVersion,
-        /// No record and no hint is stored.
-        empty: bool,
     },
     /// Paxos, first phase.
     Prepare {
@@ -269,11 +253,6 @@ pub enum JoinRefusal {
         /// Members that it has.
         count: u32,
     },
-    /// The cluster holds keys, and ring changes do not exist yet.
-    #[error(
-        "this cluster holds keys; joining a cluster with keys comes with ring changes: let all nodes join before the first key is written, or start from empty data directories"
-    )]
-    HoldsKeys,
     /// The member that the joiner comes in place of is not there.
     #[error("no member is called `{name}`: check --replace")]
     NoSuchMember {

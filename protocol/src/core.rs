@@ -153,7 +153,6 @@ pub(crate) struct Core {
     pub(crate) serving: bool,
     /// Nothing is written any more: the node has stopped.
     pub(crate) closing: bool,
-    pub(crate) frozen: Option<RingVersion>,
     /// Ring version that this node has durably applied.
     pub(crate) applied: RingVersion,
     /// Ring version below which no write is on its way any more.
@@ -207,7 +206,6 @@ impl Core {
             clock_steady: true,
             serving: false,
             closing: false,
-            frozen: None,
             applied: RingVersion(0),
             drained: RingVersion(0),
             trees: Trees::default(),
@@ -249,10 +247,6 @@ impl Core {
         self.view
             .as_ref()
             .map_or(RingVersion(0), |view| view.config.ring_version)
-    }
-
-    pub(crate) fn is_frozen(&self) -> bool {
-        self.frozen == Some(self.ring_version())
     }
 
     /// Whether this node has durably applied its ring version, and no write of an older one is on its way.

@@ -267,7 +267,7 @@ impl Get {
                     self.restart(core, self.ask.ring, plan);
                     return;
                 }
-                Refusal::RingVersion { .. } | Refusal::Frozen => self.retry.push(from),
+                Refusal::RingVersion { .. } => self.retry.push(from),
                 _ => tally.fail(from),
             }
             self.arm(core);

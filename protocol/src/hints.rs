@@ -284,7 +284,7 @@ impl Hints {
                     },
                 });
                 self.forget(core, at, size);
-                if core.serving && !core.is_frozen() {
+                if core.serving {
                     self.deliver(core, at.target);
                 }
             }
@@ -340,7 +340,7 @@ impl Hints {
             self.end_flight(core, op, false);
         }
         // Without a config nobody is known to whom a hint could go.
-        if !core.serving || core.is_frozen() || core.view.is_none() {
+        if !core.serving || core.view.is_none() {
             return;
         }
         let targets: Vec<NodeId> = self.targets.keys().copied().collect();

@@ -268,8 +268,6 @@ pub enum Refusal {
     Overloaded,
     /// The version lies further from its clock than the allowed drift.
     ClockDrift,
-    /// It takes no writes just now, because the members are changing.
-    Frozen,
     /// It could not read or write; it says why in its own log.
     Storage,
     /// The version is not above what this owner has closed: such versions it takes only from other owners.

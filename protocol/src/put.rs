@@ -203,7 +203,7 @@ impl Put {
                     self.arm(core);
                 }
             }
-            Refusal::Frozen | Refusal::Inheriting => {
+            Refusal::Inheriting => {
                 if !self.retry.contains(&from) {
                     self.retry.push(from);
                     self.arm(core);

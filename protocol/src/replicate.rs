@@ -595,9 +595,6 @@ pub(crate) fn admit_write(
     record: &Record,
     (purpose, floor): (WritePurpose, Hlc),
 ) -> Result<(), Refusal> {
-    if core.is_frozen() {
-        return Err(Refusal::Frozen);
-    }
     if core.closing {
         return Err(Refusal::Overloaded);
     }
@@ -634,7 +631,6 @@ pub(crate) fn outcome_of(refusal: Refusal) -> &'static str {
         Refusal::DiskFull => "disk_full",
         Refusal::Overloaded => "overloaded",
         Refusal::ClockDrift => "clock",
-        Refusal::Frozen => "frozen",
         Refusal::Storage => "storage",
         Refusal::Closed => "closed",
         Refusal::Inheriting => "inheriting",

@@ -42,14 +42,13 @@ pub struct Shard {
     floor: Keeper,
     /// Answered writes that wait for slow owners, oldest first; may name some that are over already.
     lingering: VecDeque<OpId>,
-    /// Requests that wait for the clock's bound or for the end of a freeze.
+    /// Requests that wait for the clock's bound.
     parked: VecDeque<(RequestId, ClientRequest, Mono)>,
     /// Clients that have no answer yet.
     open: usize,
     /// Watches that have no answer yet.
     watches: usize,
     drain: Option<RingVersion>,
-    freezing: Option<RingVersion>,
 }
 
 impl Shard {
@@ -74,7 +73,6 @@ impl Shard {
             open: 0,
             watches: 0,
             drain: None,
-            freezing: None,
         }
     }
 
@@ -126,12 +124,6 @@ impl Shard {
             }
             Input::ClockTrusted(trusted) => self.core.clock_trusted = trusted,
             Input::Config(view) => self.on_config(view),
-            Input::Freeze(ring) => {
-                if ring == self.core.ring_version() {
-                    self.core.frozen = Some(ring);
-                    self.freezing = Some(ring);
-                }
-            }
             Input::Applied(ring) => self.core.applied = self.core.applied.max(ring),
             Input::Repair => self.repair.on_wish(&mut self.core, &mut self.replica),
             Input::Save => self.repair.save(&mut self.core),
@@ -292,10 +284,6 @@ impl Shard {
         self.floor.on_config(&mut self.core, earlier.as_ref());
         if ring <= before && before != RingVersion(0) {
             return;
-        }
-        if self.core.frozen.is_some_and(|frozen| frozen < ring) {
-            self.core.frozen = None;
-            self.freezing = None;
         }
         let ids: Vec<OpId> = self.ops.keys().copied().collect();
         for id in ids {
@@ -489,15 +477,6 @@ impl Shard {
             self.drain = None;
             self.core.drained = ring;
             self.core.out.push_back(Output::Drained(ring));
-        }
-        if let Some(ring) = self.freezing
-            && !self.replica.has_writes()
-            && !self.hints.has_writes()
-            && !self.repair.has_writes()
-            && !self.floor.has_writes()
-        {
-            self.freezing = None;
-            self.core.out.push_back(Output::Frozen(ring));
         }
         self.floor.settle(&mut self.core);
         self.repair.settle(&mut self.core, &mut self.replica);

@@ -71,8 +71,6 @@ pub enum Input {
     /// Nothing comes any more: write the hash trees down for the next start.
     /// [`crate::shard::Shard::is_idle`] says when they are.
     Save,
-    /// Take no writes at this ring version any more; answered by [`Output::Frozen`].
-    Freeze(torc_ring::RingVersion),
     /// The node may serve now: its start check has passed.
     Serve,
     /// The client of this request has gone away: a watch ends without a reply.
@@ -96,8 +94,6 @@ pub enum Output {
     Commit(CommitId, Batch),
     /// All writes accepted under ring versions below this one are committed or refused.
     Drained(torc_ring::RingVersion),
-    /// No write of this ring version is in flight any more, and none will be accepted.
-    Frozen(torc_ring::RingVersion),
     /// Everything that this shard's partitions gain under that joint ring version is here, durably. Said once.
     Covered(torc_ring::RingVersion),
     /// A peer knows a newer config than this shard; the cluster machine should fetch it.

@@ -159,8 +159,6 @@ pub enum StateKey {
     Decided(ConfigVersion),
     /// The config version that this node has applied.
     Applied,
-    /// The ring version at which this node froze its writes for a join.
-    Frozen,
     /// A note of a change that others are still to be told of, see [`crate::changes`]; numbered in the
     /// order in which they came.
     Change(Lane, u64),

@@ -15,7 +15,7 @@ use crate::message::{PeerMessage, RecordKey};
 use crate::record::{KEY_LEN_MAX, Record, VALUE_LEN_MAX};
 
 /// Version of this format; a peer that speaks another one is refused.
-pub const WIRE_VERSION: u8 = 2;
+pub const WIRE_VERSION: u8 = 3;
 /// Greatest length of an encoded message, in bytes: the greatest value and room for all around it.
 pub const MESSAGE_LEN_MAX: usize = VALUE_LEN_MAX + (1 << 20);
 

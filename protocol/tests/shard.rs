@@ -912,43 +912,7 @@ fn a_replica_refuses_fresh_writes_from_beyond_the_drift_and_takes_old_ones() {
     assert_eq!(old, Some(ReplyKind::Written { stored: version }));
 }
 
-// ---- freeze, watches, lists
-
-#[test]
-fn a_frozen_node_takes_no_writes_until_the_next_ring() {
-    let mut cluster = Cluster::new(3);
-    cluster.hold_commits(&[A]);
-    cluster.client(A, put(KEY, b"1"));
-    cluster.settle();
-    let ring = cluster.ring(A);
-    for node in [A, B, C] {
-        cluster.input(node, Input::Freeze(ring));
-    }
-    cluster.settle();
-    assert!(
-        !cluster.frozen.contains(&(A, ring)),
-        "one write is in flight"
-    );
-    assert!(cluster.frozen.contains(&(C, ring)));
-    cluster.commit(A, Ok(()));
-    cluster.settle();
-    assert!(cluster.frozen.contains(&(A, ring)));
-    let write = cluster.client(B, put(KEY, b"2"));
-    let read = cluster.client(B, get(KEY));
-    cluster.settle();
-    assert_eq!(
-        cluster.found(read).as_deref(),
-        Some(&b"1"[..]),
-        "reads go on"
-    );
-    assert_eq!(cluster.reply(write), None, "writes wait");
-    for node in [A, B, C] {
-        cluster.release_commits(node);
-        cluster.raise_ring(node);
-    }
-    cluster.settle();
-    assert!(stored(cluster.reply(write)).is_some());
-}
+// ---- watches, lists
 
 fn watch(known: Option<torc_protocol::version::Digest>) -> ClientOp {
     ClientOp::Watch {

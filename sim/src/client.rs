@@ -112,7 +112,7 @@ impl World {
             return;
         }
         let mut node = self.rng.below(self.nodes.len() as u64) as usize;
-        if self.plan.moves && !self.nodes[node].serving && self.rng.chance(800) {
+        if !self.nodes[node].serving && self.rng.chance(800) {
             // Most clients know who serves.
             let serving = (0..self.nodes.len()).filter(|at| self.nodes[*at].serving);
             let serving: Vec<usize> = serving.collect();

@@ -7,7 +7,7 @@ use torc_protocol::time::{MS, SECOND};
 use torc_ring::{NodeId, Quorum};
 
 use crate::check::{Invariant, Violation, books, converge};
-use crate::world::{EPOCH, Ev, Fate, World};
+use crate::world::{EPOCH, Ev, Fate, Node, World};
 
 /// Virtual time until hints must have gone, in microseconds.
 const DRAIN_MAX: u64 = 120 * SECOND;
@@ -151,9 +151,9 @@ impl World {
         }
     }
 
-    /// Nobody is a member who is gone for good, where operators can take them out.
+    /// Nobody is a member who is gone for good: operators take them out.
     fn is_tidy(&self) -> bool {
-        !self.plan.moves || self.lost_members() == 0
+        self.lost_members() == 0
     }
 
     /// The members can still agree on something, and apply it.
@@ -197,18 +197,10 @@ impl World {
         }
     }
 
-    /// Hints whose target is there to take them.
+    /// Hints that wait. Those for a node that is gone go to the present owners.
     fn hints_on_disk(&self) -> usize {
-        // Where members are replaced, what the present owners lack goes to them.
-        let there = |id: NodeId| {
-            let at = self.index_of(id);
-            self.plan.moves || at.is_some_and(|at| self.nodes[at].fate == Fate::Stays)
-        };
-        self.nodes
-            .iter()
-            .flat_map(|node| node.disk.visible.hints.keys())
-            .filter(|at| there(at.target))
-            .count()
+        let hints = |node: &Node| node.disk.visible.hints.len();
+        self.nodes.iter().map(hints).sum()
     }
 
     fn drain_hints(&mut self) {

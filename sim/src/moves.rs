@@ -286,7 +286,7 @@ impl World {
     }
 
     fn crash_with_chance(&mut self, node: usize, permille: u64) {
-        if self.plan.moves && self.faults.crashes > 0 && self.rng.chance(permille) {
+        if self.faults.crashes > 0 && self.rng.chance(permille) {
             let life = self.nodes[node].life;
             let after = self.rng.below(3 * MS);
             self.schedule(after, Ev::Crash { node, life });
@@ -449,7 +449,7 @@ impl World {
     /// Once faults have ended, operators take out who is gone for good, and take back a change that waits for
     /// somebody who will never come.
     pub(crate) fn tidy_ring(&mut self) {
-        let Some(latest) = self.agreed.latest().cloned().filter(|_| self.plan.moves) else {
+        let Some(latest) = self.agreed.latest().cloned() else {
             return;
         };
         let gone = |id: NodeId| self.index_of(id).is_none();

@@ -4,8 +4,6 @@
 use std::sync::Arc;
 
 use torc_protocol::cluster_io::ClusterInput;
-use torc_protocol::cluster_message::ClusterMessage;
-use torc_protocol::hlc::Hlc;
 use torc_ring::{Bucket, Config};
 
 use crate::world::World;
@@ -44,28 +42,6 @@ impl World {
         for other in 0..self.nodes.len() {
             if other != node && self.rng.chance(500) {
                 self.new_config(other);
-            }
-        }
-    }
-
-    /// A member has asked for a freeze and is heard of no more: the others must thaw by themselves.
-    pub(crate) fn freeze_and_leave(&mut self, leader: usize) {
-        let id = self.nodes[leader].member.id;
-        let Some(latest) = self.agreed.latest().cloned() else {
-            return;
-        };
-        if latest.member(id).is_none() {
-            return;
-        }
-        self.count("fault: freeze");
-        for node in 0..self.nodes.len() {
-            if node != leader && !self.rng.chance(300) {
-                let message = ClusterMessage::Freeze {
-                    ring: latest.ring_version,
-                };
-                let (from, hlc) = (id, Hlc(0));
-                let input = ClusterInput::Peer { from, hlc, message };
-                self.mail_cluster(node, input);
             }
         }
     }

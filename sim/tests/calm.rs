@@ -24,7 +24,6 @@ fn calm(seed: u64) -> Plan {
         "full",
         "jumps",
         "configs",
-        "freezes",
         "wipes",
         "images",
         "refusals",
@@ -38,7 +37,7 @@ fn calm(seed: u64) -> Plan {
         plan.set(name, 0)
             .unwrap_or_else(|_| panic!("{name} is a fault"));
     }
-    (plan.moves, plan.orderly) = (true, true);
+    plan.orderly = true;
     plan.faults.changes = 10;
     plan.faults.every = 300 * MS;
     plan.spares = plan.spares.max(2);

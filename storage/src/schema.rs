@@ -32,7 +32,6 @@ const CHECKSUM_LEN: usize = 8;
 const ACCEPTOR: u8 = 1;
 const DECIDED: u8 = 2;
 const APPLIED: u8 = 3;
-const FROZEN: u8 = 4;
 const IDENTITY: u8 = 1;
 const HLC_BOUND: u8 = 2;
 const PEER_BOUND: u8 = 3;
@@ -200,7 +199,6 @@ pub(crate) fn state_key(key: StateKey) -> (&'static str, Vec<u8>) {
         StateKey::Acceptor(version) => (AGREEMENT, with_u64(ACCEPTOR, version.0)),
         StateKey::Decided(version) => (AGREEMENT, with_u64(DECIDED, version.0)),
         StateKey::Applied => (AGREEMENT, vec![APPLIED]),
-        StateKey::Frozen => (AGREEMENT, vec![FROZEN]),
         StateKey::Identity => (STATE, vec![IDENTITY]),
         StateKey::HlcBound(shard) => (STATE, vec![HLC_BOUND, shard]),
         StateKey::PeerBound(node) => (STATE, with_u64(PEER_BOUND, node.0)),
@@ -233,7 +231,6 @@ pub(crate) fn parse_state_key(family: &str, bytes: &[u8]) -> Option<StateKey> {
         (AGREEMENT, ACCEPTOR, 8) => Some(StateKey::Acceptor(ConfigVersion(number?))),
         (AGREEMENT, DECIDED, 8) => Some(StateKey::Decided(ConfigVersion(number?))),
         (AGREEMENT, APPLIED, 0) => Some(StateKey::Applied),
-        (AGREEMENT, FROZEN, 0) => Some(StateKey::Frozen),
         (STATE, IDENTITY, 0) => Some(StateKey::Identity),
         (STATE, HLC_BOUND, 1) => Some(StateKey::HlcBound(rest[0])),
         (STATE, PEER_BOUND, 8) => Some(StateKey::PeerBound(NodeId(number?))),
@@ -289,7 +286,6 @@ mod tests {
         prop_oneof![
             Just(StateKey::Identity),
             Just(StateKey::Applied),
-            Just(StateKey::Frozen),
             any::<u8>().prop_map(StateKey::HlcBound),
             any::<u64>().prop_map(|n| StateKey::PeerBound(NodeId(n))),
             any::<u64>().prop_map(|n| StateKey::Acceptor(ConfigVersion(n))),

@@ -132,11 +132,11 @@ fn a_batch_sees_all_of_its_writes(place: &impl Place) {
             value: Bytes::from_static(b"second"),
         },
         Write::StatePut {
-            key: StateKey::Frozen,
+            key: StateKey::Acceptor(ConfigVersion(9)),
             value: Bytes::from_static(b"gone"),
         },
         Write::StateDelete {
-            key: StateKey::Frozen,
+            key: StateKey::Acceptor(ConfigVersion(9)),
         },
     ];
     commits
@@ -151,7 +151,10 @@ fn a_batch_sees_all_of_its_writes(place: &impl Place) {
         disk.state(StateKey::Applied).unwrap(),
         Some(Bytes::from_static(b"second"))
     );
-    assert_eq!(disk.state(StateKey::Frozen).unwrap(), None);
+    assert_eq!(
+        disk.state(StateKey::Acceptor(ConfigVersion(9))).unwrap(),
+        None
+    );
 }
 
 fn list(

@@ -159,13 +159,12 @@ fn some_write(rng: &mut Rng) -> Write {
 }
 
 fn some_state(rng: &mut Rng) -> StateKey {
-    match rng.below(7) {
+    match rng.below(6) {
         0 => StateKey::Identity,
         1 => StateKey::Applied,
-        2 => StateKey::Frozen,
-        3 => StateKey::HlcBound(rng.below(6) as u8),
-        4 => StateKey::PeerBound(NodeId(rng.below(6) << 60)),
-        5 => StateKey::Acceptor(ConfigVersion(rng.below(300))),
+        2 => StateKey::HlcBound(rng.below(6) as u8),
+        3 => StateKey::PeerBound(NodeId(rng.below(6) << 60)),
+        4 => StateKey::Acceptor(ConfigVersion(rng.below(300))),
         _ => StateKey::Decided(ConfigVersion(rng.below(300))),
     }
 }

@@ -82,7 +82,6 @@ fn reason(refusal: Refusal) -> &'static str {
         Refusal::DiskFull
         | Refusal::Overloaded
         | Refusal::ClockDrift
-        | Refusal::Frozen
         | Refusal::Closed
         | Refusal::Inheriting => "not_ready",
     }

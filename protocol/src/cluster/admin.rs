@@ -134,9 +134,6 @@ impl Cluster {
         changes: &[RingChange],
         now: Now,
     ) -> Result<Config, AdminError> {
-        if !self.settings.moves {
-            return Err(AdminError::NotSupported);
-        }
         for change in changes {
             if let RingChange::Remove { node } | RingChange::Replace { dead: node, .. } = change
                 && self.is_alive(*node, now)

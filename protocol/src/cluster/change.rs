@@ -1,15 +1,15 @@
-//! The member's side of joins: gathers joiners, makes sure that nobody holds keys, and proposes.
+//! The member's side of joins: gathers joiners, makes sure that they can be reached, and proposes.
 //!
-//! One change at a time per node. Steps: gather (joins that arrive together) → probe (cheap, nothing is
-//! stored: empty? reachable?) → freeze (durable, see [`super::freeze`]) → propose. Any step may fail; the
-//! joiners then ask again, and a freeze is ended by a thaw.
+//! One change at a time per node. Steps: gather (joins that arrive together) → probe (nothing is stored: are
+//! they reachable?) → propose a joint config, which [`super::drive`] then sees through. Any step may fail; the
+//! joiners then ask again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use torc_ring::change::stage;
 use torc_ring::config::{MEMBERS_MAX, WEIGHT_MAX, is_node_name};
-use torc_ring::{ClusterId, Config, ConfigVersion, Member, NodeId, RingChange, RingVersion};
+use torc_ring::{ClusterId, Config, ConfigVersion, Member, NodeId, RingChange};
 
 use super::{Cluster, RESEND};
 use crate::cluster_io::{ChangeOutcome, ClusterEvent};
@@ -19,10 +19,8 @@ use crate::time::{MS, Mono, Now, SECOND};
 
 /// Joins that arrive within this time become one change, in microseconds.
 const GATHER: u64 = 100 * MS;
-/// Members are given this long to say that they are empty and reach the joiners, in microseconds.
+/// Members are given this long to reach the joiners, in microseconds.
 const PROBE_WAIT: u64 = 5 * SECOND;
-/// Members are given this long to freeze, in microseconds.
-const FREEZE_WAIT: u64 = 5 * SECOND;
 /// Greatest length of a zone, and of an address, in bytes.
 const ZONE_LEN_MAX: usize = 64;
 const ADDRESS_LEN_MAX: usize = 256;
@@ -59,13 +57,8 @@ struct Change {
 
 #[derive(Debug)]
 enum Step {
-    Probing {
-        empty: BTreeSet<NodeId>,
-        reached: BTreeMap<NodeId, BTreeSet<NodeId>>,
-    },
-    Freezing {
-        attested: BTreeSet<NodeId>,
-    },
+    /// Who reaches each joiner.
+    Probing(BTreeMap<NodeId, BTreeSet<NodeId>>),
     Proposing,
 }
 
@@ -180,7 +173,6 @@ impl Cluster {
             && self.configs.is_settled()
             && self.votes.is_quiet()
             && self.changes.running.is_none()
-            && self.freeze.ring().is_none()
             && self.changes.gathered.len() < JOINERS_MAX.min(MEMBERS_MAX - latest.current.len());
         if !can_begin {
             self.send(from, ClusterMessage::JoinBusy);
@@ -242,7 +234,6 @@ impl Cluster {
         let base = self.acting().filter(|latest| {
             self.configs.is_settled()
                 && self.votes.is_quiet()
-                && self.freeze.ring().is_none()
                 && joiners
                     .values()
                     .all(|joiner| refusal_of(latest, &joiner.member, joiner.dead).is_none())
@@ -263,78 +254,48 @@ impl Cluster {
             base,
             joiners,
             wish: None,
-            step: Step::Probing {
-                empty: BTreeSet::new(),
-                reached: BTreeMap::new(),
-            },
+            step: Step::Probing(BTreeMap::new()),
             deadline: now.mono.plus(PROBE_WAIT),
             resend_at: now.mono.plus(RESEND),
         });
         self.ask_members();
     }
 
-    /// Asks the members that have not answered the present step.
+    /// Asks the members that have not reached all joiners yet.
     fn ask_members(&mut self) {
         let Some(change) = &self.changes.running else {
             return;
         };
+        let Step::Probing(reached) = &change.step else {
+            return;
+        };
+        let lacks = |id: &NodeId| {
+            let by = |joiner| reached.get(joiner).is_some_and(|by| by.contains(id));
+            !change.joiners.keys().all(by)
+        };
         let members = change.base.current.iter().map(|member| member.id);
-        let (silent, message): (Vec<NodeId>, ClusterMessage) = match &change.step {
-            Step::Probing { empty, reached } => {
-                let missing = |id: &NodeId| {
-                    let all = change
-                        .joiners
-                        .keys()
-                        .all(|j| reached.get(j).is_some_and(|by| by.contains(id)));
-                    !empty.contains(id) || !all
-                };
-                let joiners = change.joiners.values().map(|j| j.member.clone()).collect();
-                (
-                    members.filter(missing).collect(),
-                    ClusterMessage::Probe {
-                        change: change.id,
-                        joiners,
-                    },
-                )
-            }
-            Step::Freezing { attested } => {
-                let ring = change.base.ring_version;
-                let silent = members.filter(|id| !attested.contains(id)).collect();
-                (silent, ClusterMessage::Freeze { ring })
-            }
-            Step::Proposing => return,
+        let silent: Vec<NodeId> = members.filter(lacks).collect();
+        let joiners = change.joiners.values().map(|j| j.member.clone()).collect();
+        let message = ClusterMessage::Probe {
+            change: change.id,
+            joiners,
         };
         for member in silent {
             self.send(member, message.clone());
         }
     }
 
-    pub(super) fn on_probed(
-        &mut self,
-        from: NodeId,
-        id: u64,
-        is_empty: bool,
-        reached_by: &[NodeId],
-    ) {
-        let Some(change) = self
-            .changes
-            .running
-            .as_mut()
-            .filter(|change| change.id == id)
-        else {
+    pub(super) fn on_probed(&mut self, from: NodeId, id: u64, reached_by: &[NodeId]) {
+        let running = self.changes.running.as_mut();
+        let Some(change) = running.filter(|change| change.id == id) else {
             return;
         };
-        let Step::Probing { empty, reached } = &mut change.step else {
+        let Step::Probing(reached) = &mut change.step else {
             return;
         };
         if !change.base.is_current(from) {
             return;
         }
-        if !is_empty && !self.settings.moves {
-            self.end_change(ChangeOutcome::Refused, Some(&JoinRefusal::HoldsKeys));
-            return;
-        }
-        empty.insert(from);
         for joiner in reached_by
             .iter()
             .filter(|joiner| change.joiners.contains_key(joiner))
@@ -343,58 +304,48 @@ impl Cluster {
         }
     }
 
-    /// Goes from probing to freezing when everything is known, or the time is over.
+    /// Goes from probing to proposing when enough members reach each joiner, or the time is over.
     fn judge_probing(&mut self, now: Now) {
         let Some(change) = &mut self.changes.running else {
             return;
         };
-        let Step::Probing { empty, reached } = &change.step else {
+        let Step::Probing(reached) = &change.step else {
             return;
         };
         let members = change.base.current.len();
         let count = |joiner: &NodeId| reached.get(joiner).map_or(0, BTreeSet::len);
         let is_reached = |joiner: &NodeId| count(joiner) > members / 2;
-        let all_empty = self.settings.moves || empty.len() == members;
-        let over = change.deadline <= now.mono;
-        if all_empty && (over || change.joiners.keys().all(is_reached)) {
-            let lost: Vec<(NodeId, JoinRefusal)> = change
-                .joiners
-                .values()
-                .map(|joiner| &joiner.member)
-                .filter(|joiner| !is_reached(&joiner.id))
-                .map(|joiner| {
-                    let address = joiner.peer.clone();
-                    let (reached, members) = (count(&joiner.id) as u32, members as u32);
-                    (
-                        joiner.id,
-                        JoinRefusal::Unreachable {
-                            address,
-                            reached,
-                            members,
-                        },
-                    )
-                })
-                .collect();
-            change
-                .joiners
-                .retain(|joiner, _| lost.iter().all(|(id, _)| id != joiner));
-            if change.joiners.is_empty() {
-                self.changes.running = None;
-            } else if self.settings.moves {
-                self.propose_joint(now);
-            } else {
-                change.step = Step::Freezing {
-                    attested: BTreeSet::new(),
-                };
-                change.deadline = now.mono.plus(FREEZE_WAIT);
-                change.resend_at = now.mono.plus(RESEND);
-                self.ask_members();
-            }
-            for (joiner, refusal) in lost {
-                self.refuse(joiner, refusal);
-            }
-        } else if over {
-            self.end_change(ChangeOutcome::Postponed, None);
+        if change.deadline > now.mono && !change.joiners.keys().all(is_reached) {
+            return;
+        }
+        let lost: Vec<(NodeId, JoinRefusal)> = change
+            .joiners
+            .values()
+            .map(|joiner| &joiner.member)
+            .filter(|joiner| !is_reached(&joiner.id))
+            .map(|joiner| {
+                let address = joiner.peer.clone();
+                let (reached, members) = (count(&joiner.id) as u32, members as u32);
+                (
+                    joiner.id,
+                    JoinRefusal::Unreachable {
+                        address,
+                        reached,
+                        members,
+                    },
+                )
+            })
+            .collect();
+        change
+            .joiners
+            .retain(|joiner, _| lost.iter().all(|(id, _)| id != joiner));
+        if change.joiners.is_empty() {
+            self.changes.running = None;
+        } else {
+            self.propose_joint(now);
+        }
+        for (joiner, refusal) in lost {
+            self.refuse(joiner, refusal);
         }
     }
 
@@ -417,7 +368,7 @@ impl Cluster {
             .map(|(&node, joiner)| (node, joiner.member.clone()));
         let staged = stage(&change.base, &changes, &waiting.collect());
         let Ok(wish) = staged else {
-            self.end_change(ChangeOutcome::Postponed, None);
+            self.postpone_change();
             return;
         };
         let wish = Arc::new(wish);
@@ -430,41 +381,7 @@ impl Cluster {
                 outcome: ChangeOutcome::Proposed,
             });
         } else {
-            self.end_change(ChangeOutcome::Postponed, None);
-        }
-    }
-
-    pub(super) fn on_attested(&mut self, from: NodeId, ring: RingVersion, empty: bool, now: Now) {
-        let Some(change) = &mut self.changes.running else {
-            return;
-        };
-        let Step::Freezing { attested } = &mut change.step else {
-            return;
-        };
-        if change.base.ring_version != ring || !change.base.is_current(from) {
-            return;
-        }
-        if !empty {
-            self.end_change(ChangeOutcome::Refused, Some(&JoinRefusal::HoldsKeys));
-            self.propose_thaw(now);
-            return;
-        }
-        attested.insert(from);
-        if attested.len() < change.base.current.len() {
-            return;
-        }
-        let mut members = change.base.current.clone();
-        members.extend(change.joiners.values().map(|j| j.member.clone()));
-        let wish = change.base.regrouped(members);
-        change.step = Step::Proposing;
-        let joiners = change.joiners.keys().copied().collect();
-        if self.propose(Arc::new(wish), now) {
-            self.event(ClusterEvent::Change {
-                joiners,
-                outcome: ChangeOutcome::Proposed,
-            });
-        } else {
-            self.end_change(ChangeOutcome::Postponed, None);
+            self.postpone_change();
         }
     }
 
@@ -480,7 +397,7 @@ impl Cluster {
     }
 
     /// A config was decided: a change that followed an older one is over.
-    pub(super) fn change_decided(&mut self, config: &Config, now: Now) {
+    pub(super) fn change_decided(&mut self, config: &Config) {
         let Some(change) = self
             .changes
             .running
@@ -509,23 +426,18 @@ impl Cluster {
                 outcome,
             });
         }
-        let froze = !matches!(change.step, Step::Probing { .. });
-        if froze && config.ring_version == change.base.ring_version {
-            self.propose_thaw(now);
-        }
     }
 
-    fn end_change(&mut self, outcome: ChangeOutcome, refusal: Option<&JoinRefusal>) {
+    /// The joiners of the running change ask again.
+    fn postpone_change(&mut self) {
         let Some(change) = self.changes.running.take() else {
             return;
         };
         for joiner in change.joiners.keys() {
-            match refusal {
-                Some(refusal) => self.refuse(*joiner, refusal.clone()),
-                None => self.send(*joiner, ClusterMessage::JoinBusy),
-            }
+            self.send(*joiner, ClusterMessage::JoinBusy);
         }
         let joiners = change.joiners.into_keys().collect();
+        let outcome = ChangeOutcome::Postponed;
         self.event(ClusterEvent::Change { joiners, outcome });
     }
 
@@ -542,13 +454,6 @@ impl Cluster {
         let Some(change) = &mut self.changes.running else {
             return;
         };
-        let freeze_over =
-            matches!(change.step, Step::Freezing { .. }) && change.deadline <= now.mono;
-        if freeze_over {
-            self.end_change(ChangeOutcome::Postponed, None);
-            self.propose_thaw(now);
-            return;
-        }
         if matches!(change.step, Step::Proposing) {
             // The proposal has its own timers.
             change.resend_at = now.mono.plus(SECOND);

@@ -3,10 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use torc_ring::{Config, ConfigVersion, NodeId, RingVersion};
+use torc_ring::{Config, ConfigVersion, NodeId, RingVersion, change};
 
 use super::{After, Cluster, Phase, put_number};
-use crate::agree;
 use crate::cluster_io::{ClusterEvent, ClusterOutput, LEFTOVERS_MAX};
 use crate::cluster_message::{CONFIGS_MAX, ClusterMessage};
 use crate::mutant::Mutant;
@@ -302,7 +301,7 @@ impl Cluster {
         };
         let encoded = wire::encode_config(&next)
             .ok()
-            .filter(|_| agree::may_follow(&latest, &next));
+            .filter(|_| change::follows(&latest, &next));
         let Some(value) = encoded else {
             self.event(ClusterEvent::BadConfig { peer: from });
             return;
@@ -358,7 +357,7 @@ impl Cluster {
         let led = self.admin.leads(config) || self.changes.leads(config);
         self.drive_decided(config, led, now);
         self.votes_decided(version);
-        self.change_decided(config, now);
+        self.change_decided(config);
         self.admin_decided(config);
         self.store_next(self.node);
         self.apply_next();
@@ -390,7 +389,6 @@ impl Cluster {
             self.clean(next);
             return;
         }
-        self.thaw_below(next.ring_version);
         self.configs.applying = Applying::Draining(next);
     }
 
@@ -463,11 +461,6 @@ impl Cluster {
     fn store_applied(&mut self, config: Arc<Config>) {
         self.configs.applying = Applying::Storing;
         let mut writes = vec![put_number(StateKey::Applied, config.version.0)];
-        if self.freeze.ring().is_none() {
-            writes.push(Write::StateDelete {
-                key: StateKey::Frozen,
-            });
-        }
         for peer in self.peers.take_forgotten() {
             writes.push(Write::StateDelete {
                 key: StateKey::PeerBound(peer),

@@ -6,11 +6,10 @@
 
 use std::sync::Arc;
 
-use torc_ring::{Config, ConfigVersion, NodeId};
+use torc_ring::{Config, ConfigVersion, NodeId, change};
 
 use super::configs::HISTORY_MAX;
 use super::{After, Cluster};
-use crate::agree;
 use crate::cluster_message::{CONFIGS_MAX, ClusterMessage};
 use crate::store::{StateKey, Write};
 use crate::time::{Mono, Now, SECOND};
@@ -112,7 +111,7 @@ impl Cluster {
         let chain: Vec<&Arc<Config>> = chain.collect();
         let joins_up = chain
             .windows(2)
-            .all(|pair| agree::may_follow(pair[0], pair[1]));
+            .all(|pair| change::follows(pair[0], pair[1]));
         if older.is_empty() || !joins_up {
             // It was too much for one answer, or too little is kept there.
             let missing = oldest.0 - theirs.0;

@@ -1,12 +1,12 @@
 //! What a member finds out for the leader of a change (itself, or another member) before anything is
-//! frozen: whether it holds keys, and which joiners it reaches at the addresses that they give.
+//! proposed: which joiners it reaches at the addresses that they give.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use torc_ring::{Member, NodeId};
 
 use super::Cluster;
-use crate::cluster_io::{CheckId, ClusterOutput};
+use crate::cluster_io::ClusterOutput;
 use crate::cluster_message::{ClusterMessage, JOINERS_MAX};
 use crate::time::{Mono, Now, SECOND};
 
@@ -21,25 +21,17 @@ pub(super) struct Probes {
     asked: BTreeMap<(NodeId, u64), Probe>,
     /// Joiners that the shell is dialling; at most those of all probes.
     dialling: BTreeSet<NodeId>,
-    next_check: u64,
 }
 
 #[derive(Debug)]
 struct Probe {
     joiners: BTreeSet<NodeId>,
     reached: BTreeSet<NodeId>,
-    check: CheckId,
-    empty: Option<bool>,
     /// Set at the next housekeeping.
     since: Option<Mono>,
 }
 
 impl Cluster {
-    pub(super) fn new_check(&mut self) -> CheckId {
-        self.probes.next_check += 1;
-        CheckId(self.probes.next_check)
-    }
-
     pub(super) fn on_probe(&mut self, from: NodeId, change: u64, joiners: Vec<Member>) {
         let Some(latest) = self.acting() else {
             return;
@@ -59,16 +51,12 @@ impl Cluster {
         if self.probes.asked.len() >= PROBES_MAX {
             return;
         }
-        let check = self.new_check();
         let probe = Probe {
             joiners: joiners.iter().map(|joiner| joiner.id).collect(),
             reached: BTreeSet::new(),
-            check,
-            empty: None,
             since: None,
         };
         self.probes.asked.insert((from, change), probe);
-        self.out.push_back(ClusterOutput::CheckEmpty(check));
         self.dial(joiners);
     }
 
@@ -84,32 +72,8 @@ impl Cluster {
         let Some(probe) = self.probes.asked.get(&(to, change)) else {
             return;
         };
-        if let Some(empty) = probe.empty {
-            let reached = probe.reached.iter().copied().collect();
-            self.send(
-                to,
-                ClusterMessage::Probed {
-                    change,
-                    empty,
-                    reached,
-                },
-            );
-        }
-    }
-
-    pub(super) fn on_empty(&mut self, check: CheckId, empty: bool) {
-        if self.on_frozen_empty(check, empty) {
-            return;
-        }
-        let asked = self
-            .probes
-            .asked
-            .iter_mut()
-            .find(|(_, probe)| probe.check == check);
-        if let Some((&(asker, change), probe)) = asked {
-            probe.empty = Some(empty);
-            self.answer_probe(asker, change);
-        }
+        let reached = probe.reached.iter().copied().collect();
+        self.send(to, ClusterMessage::Probed { change, reached });
     }
 
     pub(super) fn on_dialled(&mut self, node: NodeId, reached: bool) {

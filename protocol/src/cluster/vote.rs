@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use torc_ring::{Config, ConfigVersion, NodeId};
+use torc_ring::{Config, ConfigVersion, NodeId, change};
 
 use super::{After, COMMITS_MAX, Cluster};
-use crate::agree::{self, Acceptor, Ballot, Proposer, Verdict};
+use crate::agree::{Acceptor, Ballot, Proposer, Verdict};
 use crate::cluster_io::ClusterEvent;
 use crate::cluster_message::ClusterMessage;
 use crate::hlc::Hlc;
@@ -122,7 +122,7 @@ impl Cluster {
         let fits = self
             .configs
             .latest()
-            .is_some_and(|latest| agree::may_follow(latest, &config));
+            .is_some_and(|latest| change::follows(latest, &config));
         if !fits {
             self.event(ClusterEvent::BadConfig { peer: from });
             return;
@@ -210,7 +210,7 @@ impl Cluster {
         let Some(latest) = self.base() else {
             return false;
         };
-        let fits = agree::may_follow(&latest, &wish) && wish.validate().is_ok();
+        let fits = change::follows(&latest, &wish) && wish.validate().is_ok();
         if !fits || self.votes.proposal.is_some() || !self.peers.clock_trusted() {
             return false;
         }
@@ -313,9 +313,7 @@ impl Cluster {
             None => None,
             Some(_) if self.has(Mutant::AcceptedIgnored) => None,
             Some((theirs, blob)) => match wire::decode_config(&blob.0) {
-                Ok(config) if agree::may_follow(&latest, &config) => {
-                    Some((theirs, Arc::new(config)))
-                }
+                Ok(config) if change::follows(&latest, &config) => Some((theirs, Arc::new(config))),
                 // A promise with a value that cannot be read must not count as one without.
                 Ok(_) | Err(_) => {
                     self.event(ClusterEvent::BadConfig { peer: from });

@@ -170,7 +170,7 @@ impl Keeper {
                 }
                 let refusal = if ring != core.ring_version() {
                     Some(FloorRefusal::RingVersion)
-                } else if !core.serving || core.closing || core.is_frozen() || !core.is_settled() {
+                } else if !core.serving || core.closing || !core.is_settled() {
                     Some(FloorRefusal::NotReady)
                 } else {
                     None
@@ -391,7 +391,7 @@ impl Keeper {
 
     pub(crate) fn housekeeping(&mut self, core: &mut Core) {
         self.go_on_inheriting(core);
-        if !core.serving || core.closing || core.is_frozen() || !core.is_settled() {
+        if !core.serving || core.closing || !core.is_settled() {
             return;
         }
         self.ask_again(core);

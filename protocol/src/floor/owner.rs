@@ -66,7 +66,7 @@ pub(super) struct Scan {
 fn fit(core: &Core, tree: TreeId, floor: Hlc) -> Result<(), FloorRefusal> {
     if core.steady_owners(tree).is_none() {
         Err(FloorRefusal::NotOwner)
-    } else if core.is_frozen() || core.floors.is_rebuilding(tree) || !core.clock_is_fit() {
+    } else if core.floors.is_rebuilding(tree) || !core.clock_is_fit() {
         Err(FloorRefusal::NotReady)
     } else if core.floors.floor(tree) != floor {
         Err(FloorRefusal::Uneven)

@@ -33,9 +33,6 @@ pub(super) struct Rebuild {
 impl Keeper {
     pub(super) fn begin_rebuilds(&mut self, core: &mut Core) {
         let now = core.now.mono;
-        if core.is_frozen() {
-            return;
-        }
         self.pauses.retain(|_, until| *until > now);
         for (tree, (floor, peer)) in core.floors.behind() {
             if self.rebuilds.len() >= REBUILDS_MAX {

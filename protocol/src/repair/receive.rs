@@ -46,7 +46,7 @@ impl Cx<'_> {
     }
 
     pub(super) fn may_store(&self) -> bool {
-        !self.core.is_frozen() && !self.core.closing
+        !self.core.closing
     }
 
     /// Merges records that another owner has. They are fsynced, except in a transfer, which asks for one

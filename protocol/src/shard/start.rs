@@ -29,8 +29,7 @@ impl Shard {
     pub(super) fn on_client(&mut self, id: RequestId, request: ClientRequest, started: Mono) {
         match self.plan_client(&request) {
             Ok(bucket) => self.start(id, request, &bucket, started),
-            Err(Refused::Park) => self.park(id, request, started),
-            Err(Refused::With(error)) => self.refuse(id, &request, started, error),
+            Err(error) => self.refuse(id, &request, started, error),
         }
     }
 
@@ -44,23 +43,23 @@ impl Shard {
     }
 
     /// The request's bucket, if the request can be served now.
-    fn plan_client(&self, request: &ClientRequest) -> Result<Bucket, Refused> {
+    fn plan_client(&self, request: &ClientRequest) -> Result<Bucket, ClientError> {
         let core = &self.core;
         let Some(view) = core.view.as_ref().filter(|_| core.serving) else {
-            return Err(Refused::With(ClientError::NotReady));
+            return Err(ClientError::NotReady);
         };
         let open = match request.op {
             ClientOp::Watch { .. } => self.watches,
             _ => self.open,
         };
         if open >= core.settings.ops_max {
-            return Err(Refused::With(ClientError::Overloaded));
+            return Err(ClientError::Overloaded);
         }
         let Some(bucket) = view.config.bucket_by_id(request.bucket) else {
-            return Err(Refused::With(ClientError::NoBucket));
+            return Err(ClientError::NoBucket);
         };
         if bucket.conflict != ConflictMode::Lww {
-            return Err(Refused::With(ClientError::Mode));
+            return Err(ClientError::Mode);
         }
         let quorum = match &request.op {
             ClientOp::Put { w, .. } | ClientOp::Store { w, .. } => *w,
@@ -70,28 +69,21 @@ impl Shard {
         if let Some(Quorum::Count(given)) = quorum
             && given > bucket.n
         {
-            return Err(Refused::With(ClientError::QuorumTooLarge {
-                given,
-                n: bucket.n,
-            }));
+            return Err(ClientError::QuorumTooLarge { given, n: bucket.n });
         }
-        let (mints, stores) = match &request.op {
-            ClientOp::Put { .. } => (true, true),
-            ClientOp::Prepare { .. } => (true, false),
+        let mints = match &request.op {
+            ClientOp::Put { .. } | ClientOp::Prepare { .. } => true,
             ClientOp::Store { record, .. } if record.kind() == Kind::Siblings => {
-                return Err(Refused::With(ClientError::Mode));
+                return Err(ClientError::Mode);
             }
-            ClientOp::Store { .. } => (false, true),
-            ClientOp::Get { .. }
+            ClientOp::Store { .. }
+            | ClientOp::Get { .. }
             | ClientOp::Watch { .. }
             | ClientOp::Verify { .. }
-            | ClientOp::List { .. } => (false, false),
+            | ClientOp::List { .. } => false,
         };
         if mints && !core.clock_is_fit() {
-            return Err(Refused::With(ClientError::ClockDrift));
-        }
-        if stores && core.is_frozen() {
-            return Err(Refused::Park);
+            return Err(ClientError::ClockDrift);
         }
         Ok(bucket.clone())
     }
@@ -521,12 +513,6 @@ pub(crate) struct PutChoice {
     pub(crate) w: Option<Quorum>,
     pub(crate) sloppy: Option<bool>,
     pub(crate) fsync: bool,
-}
-
-enum Refused {
-    /// It can be served soon.
-    Park,
-    With(ClientError),
 }
 
 enum MintRefused {

@@ -75,7 +75,6 @@ pub struct Cluster {
     pub duplicate: bool,
     pub newer: BTreeSet<(NodeId, NodeId)>,
     pub drained: BTreeSet<(NodeId, RingVersion)>,
-    pub frozen: BTreeSet<(NodeId, RingVersion)>,
     pub covered: Vec<(NodeId, RingVersion)>,
     /// Nodes that have drained a config make it durable at once, so that their copies are compared.
     pub repairs: bool,
@@ -124,7 +123,6 @@ impl Cluster {
             duplicate: false,
             newer: BTreeSet::new(),
             drained: BTreeSet::new(),
-            frozen: BTreeSet::new(),
             covered: Vec::new(),
             repairs: false,
             sync_bytes: 0,
@@ -388,9 +386,6 @@ impl Cluster {
                     applied = Some(ring).filter(|_| self.repairs);
                 }
                 Output::Covered(ring) => self.covered.push((id, ring)),
-                Output::Frozen(ring) => {
-                    self.frozen.insert((id, ring));
-                }
                 Output::NewerConfig(from, _) => {
                     self.newer.insert((id, from));
                 }

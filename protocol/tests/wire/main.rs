@@ -251,7 +251,6 @@ fn replies() -> Vec<(&'static str, PeerBody)> {
         ("refused disk full", refused(Refusal::DiskFull)),
         ("refused overloaded", refused(Refusal::Overloaded)),
         ("refused clock drift", refused(Refusal::ClockDrift)),
-        ("refused frozen", refused(Refusal::Frozen)),
         ("refused storage", refused(Refusal::Storage)),
         ("refused closed", refused(Refusal::Closed)),
         ("refused inheriting", refused(Refusal::Inheriting)),
@@ -360,7 +359,6 @@ fn cluster() -> Vec<(&'static str, ClusterMessage)> {
             "join refused too many members",
             refused(JoinRefusal::TooManyMembers { count: 1_000 }),
         ),
-        ("join refused holds keys", refused(JoinRefusal::HoldsKeys)),
         (
             "join refused no such member",
             refused(JoinRefusal::NoSuchMember { name: "n".into() }),
@@ -389,12 +387,9 @@ fn cluster() -> Vec<(&'static str, ClusterMessage)> {
             "probed",
             ClusterMessage::Probed {
                 change: 5,
-                empty: true,
                 reached: vec![NodeId(4)],
             },
         ),
-        ("freeze", ClusterMessage::Freeze { ring }),
-        ("attested", ClusterMessage::Attested { ring, empty: true }),
         (
             "prepare",
             ClusterMessage::Prepare {

@@ -2,7 +2,7 @@
 //! reorders, disks that forget what was not committed when their node crashes. One seed, one run.
 //!
 //! It watches, at every step, what must never break: one config per version, none skipped, no ballot of
-//! two lives, no vote before it is on disk, and no write that a change of the members could lose.
+//! two lives, no vote before it is on disk, no switch before all are complete.
 
 #![allow(dead_code)] // each test file uses its part
 
@@ -16,7 +16,7 @@ use torc_protocol::cluster::Cluster;
 use torc_protocol::cluster_admin::{AdminError, AdminId, AdminReply, AdminRequest, Status};
 use torc_protocol::cluster_io::LEFTOVERS_MAX;
 use torc_protocol::cluster_io::{
-    ChangeOutcome, CheckId, ClusterEvent, ClusterInput, ClusterOutput, ClusterSettings, Persisted,
+    ChangeOutcome, ClusterEvent, ClusterInput, ClusterOutput, ClusterSettings, Persisted,
 };
 use torc_protocol::cluster_message::{ClusterMessage, JoinRefusal};
 use torc_protocol::message::{PeerBody, PeerMessage};
@@ -87,8 +87,6 @@ enum Answer {
     Drained(RingVersion),
     Leftovers(ConfigVersion),
     Covered(RingVersion),
-    Frozen(RingVersion),
-    Empty(CheckId),
     Dialled(NodeId),
     Contacts,
 }
@@ -111,12 +109,9 @@ pub(crate) struct Node {
     wake: Option<Mono>,
     /// The shards' state in this life.
     ring: Option<RingVersion>,
-    frozen: Option<RingVersion>,
     pub(crate) serves: bool,
     /// Handed out last in this life.
     applied: Option<ConfigVersion>,
-    /// Whether keys are stored.
-    pub(crate) keys: bool,
     pub(crate) clock_ahead: i64,
     pub(crate) trusted: bool,
     pub(crate) refused: Option<JoinRefusal>,
@@ -146,9 +141,6 @@ pub(crate) struct World {
     queue: BTreeMap<(u64, u64), Happening>,
     next: u64,
     ballots: BTreeMap<Ballot, (usize, u64)>,
-    pub(crate) freezes: u64,
-    /// The ring changes while there are keys.
-    pub(crate) moves: bool,
     /// Who has everything that it gains, and under which joint ring version.
     pub(crate) covered: BTreeSet<(NodeId, RingVersion)>,
     pub(crate) replies: BTreeMap<AdminId, Result<AdminReply, AdminError>>,
@@ -182,8 +174,6 @@ impl World {
             queue: BTreeMap::new(),
             next: 0,
             ballots: BTreeMap::new(),
-            freezes: 0,
-            moves: false,
             covered: BTreeSet::new(),
             replies: BTreeMap::new(),
             next_admin: 0,
@@ -191,13 +181,6 @@ impl World {
             #[cfg(feature = "mutants")]
             mutant: None,
         }
-    }
-
-    /// A world in which shards move data.
-    pub(crate) fn moving(seed: u64, weather: Weather) -> Self {
-        let moves = true;
-        let fresh = Self::new(seed, weather);
-        Self { moves, ..fresh }
     }
 
     /// An operator asks that node.
@@ -240,10 +223,8 @@ impl World {
             commits: VecDeque::new(),
             wake: None,
             ring: None,
-            frozen: None,
             serves: false,
             applied: None,
-            keys: false,
             clock_ahead: 0,
             trusted: true,
             refused: None,
@@ -305,7 +286,6 @@ impl World {
         let persisted = Persisted::read(own, state).expect("what the node wrote can be read");
         let is_used = !persisted.decided.is_empty();
         let mut settings = ClusterSettings::new(seed);
-        settings.moves = self.moves;
         settings.replaces.clone_from(&node.replaces);
         #[cfg(feature = "mutants")]
         {
@@ -358,7 +338,6 @@ impl World {
         node.serves = false;
         node.ring = None;
         node.applied = None;
-        node.frozen = None;
         node.trusted = true;
         node.life += 1;
     }
@@ -488,25 +467,12 @@ impl World {
         if let Some(before) = self.decided.get(&ConfigVersion(version.0 - 1)) {
             self.check_switch(&Arc::clone(before), &config);
         }
-        if let Some(before) = self.decided.get(&ConfigVersion(version.0 - 1))
-            && before.current != config.current
-            && !self.moves
-        {
-            for member in &before.current {
-                let node = &self.nodes[self.index(member.id).expect("known")];
-                assert!(
-                    !node.keys,
-                    "{} holds keys, and the members changed",
-                    node.name
-                );
-            }
-        }
         self.decided.insert(version, config);
     }
 
     /// The ring is another one only after everybody who had to be complete was, under this very version.
     fn check_switch(&self, before: &Config, config: &Config) {
-        if !self.moves || before.current == config.current {
+        if before.current == config.current {
             return;
         }
         let target = before.target.as_ref().expect("by way of a joint phase");
@@ -543,8 +509,6 @@ impl World {
                 self.covered.insert((self.nodes[to].id, ring));
                 ClusterInput::Covered(ring)
             }
-            Answer::Frozen(ring) => ClusterInput::Frozen(ring),
-            Answer::Empty(check) => ClusterInput::Empty(check, !self.nodes[to].keys),
             Answer::Dialled(id) => {
                 let reached = self.index(id).is_some_and(|at| {
                     self.nodes[at].machine.is_some() && !self.nodes[at].wrong_address
@@ -615,32 +579,6 @@ impl World {
                 let before = self.replies.insert(id, reply);
                 assert!(before.is_none(), "an operator is answered twice");
             }
-            ClusterOutput::Freeze(ring) => {
-                assert_eq!(node.ring, Some(ring), "frozen at the ring that is applied");
-                assert!(node.disk.contains_key(&StateKey::Frozen), "durable first");
-                node.frozen = Some(ring);
-                self.freezes += 1;
-                let delay = self.rng.between(0, 5 * MS);
-                self.after(
-                    delay,
-                    Happening::Answer {
-                        to: index,
-                        life,
-                        answer: Answer::Frozen(ring),
-                    },
-                );
-            }
-            ClusterOutput::CheckEmpty(check) => {
-                let delay = self.rng.between(0, 5 * MS);
-                self.after(
-                    delay,
-                    Happening::Answer {
-                        to: index,
-                        life,
-                        answer: Answer::Empty(check),
-                    },
-                );
-            }
             ClusterOutput::Dial(member) => {
                 let delay = self.rng.between(MS, 20 * MS);
                 let answer = Answer::Dialled(member.id);
@@ -701,9 +639,6 @@ impl World {
         node.applied = Some(config.version);
         node.cleaned = ConfigVersion(0);
         node.ring = Some(config.ring_version);
-        if node.frozen.is_some_and(|ring| ring < config.ring_version) {
-            node.frozen = None;
-        }
         let ring = config.ring_version;
         let delay = self.rng.between(0, self.weather.delay);
         self.after(
@@ -798,33 +733,6 @@ impl World {
         assert!(acceptor.prepare(below).is_err(), "the promise is on disk");
     }
 
-    /// A client writes a key to this node's shards; answers whether they take it.
-    pub(crate) fn write_key(&mut self, index: usize) -> bool {
-        let node = &mut self.nodes[index];
-        let Some(ring) = node.ring.filter(|_| node.serves && node.machine.is_some()) else {
-            return false;
-        };
-        if node.frozen.is_some_and(|frozen| frozen >= ring) {
-            return false;
-        }
-        let newest = self.decided.values().next_back().expect("somebody serves");
-        let ring_now = newest.ring_version;
-        let name = node.name.clone();
-        node.keys = true;
-        let changed_since = self
-            .decided
-            .values()
-            .filter(|config| config.ring_version > ring && config.ring_version <= ring_now)
-            .any(|config| {
-                self.decided[&ConfigVersion(config.version.0 - 1)].current != config.current
-            });
-        assert!(
-            !changed_since || self.moves,
-            "{name} takes a write at {ring:?} after the members changed"
-        );
-        true
-    }
-
     pub(crate) fn latest(&self) -> Option<&Arc<Config>> {
         self.decided.values().next_back()
     }
@@ -834,7 +742,7 @@ impl World {
         latest.filter_map(|member| self.index(member.id)).collect()
     }
 
-    /// Everybody who is no refused joiner serves at the newest config, and nobody is frozen.
+    /// Everybody who is no refused joiner serves at the newest config.
     pub(crate) fn is_formed(&self) -> bool {
         self.all_but(None)
     }
@@ -854,7 +762,6 @@ impl World {
                         && latest.target.is_none()
                         && machine.applied() == latest.version
                         && machine.latest().map(|config| config.version) == Some(latest.version)
-                        && machine.frozen().is_none()
                 })
             })
     }
@@ -890,14 +797,12 @@ impl World {
             let events: Vec<_> = node.events.iter().rev().filter(is_news).take(4).collect();
             let _ = writeln!(
                 text,
-                "  {} up={} serves={} applied={:?} latest={:?} frozen={:?} keys={} refused={:?} {events:?}",
+                "  {} up={} serves={} applied={:?} latest={:?} refused={:?} {events:?}",
                 node.name,
                 machine.is_some(),
                 machine.is_some_and(Cluster::is_serving),
                 machine.map(Cluster::applied),
                 machine.and_then(|machine| machine.latest().map(|config| config.version)),
-                machine.and_then(Cluster::frozen),
-                node.keys,
                 node.refused,
             );
         }

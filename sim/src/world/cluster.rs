@@ -2,7 +2,7 @@
 
 use torc_protocol::agree::Acceptor;
 use torc_protocol::cluster_io::{
-    ChangeOutcome, CheckId, ClusterEvent, ClusterInput, ClusterOutput, LEFTOVERS_MAX,
+    ChangeOutcome, ClusterEvent, ClusterInput, ClusterOutput, LEFTOVERS_MAX,
 };
 use torc_protocol::cluster_message::ClusterMessage;
 use torc_protocol::message::{PeerBody, PeerMessage};
@@ -105,8 +105,6 @@ impl World {
                 self.commit(Place { node, life, shard }, id, batch);
             }
             ClusterOutput::Apply(config) => self.apply(node, &config),
-            ClusterOutput::Freeze(ring) => self.mail_all(node, || Input::Freeze(ring)),
-            ClusterOutput::CheckEmpty(check) => self.check_empty(node, check),
             ClusterOutput::Dial(member) => self.dial(node, &member),
             ClusterOutput::Serve => self.serve(node),
             ClusterOutput::ClockTrusted(trusted) => {
@@ -115,11 +113,8 @@ impl World {
             }
             ClusterOutput::JoinRefused(refusal) => {
                 self.count("rare: join refused");
-                if refusal.is_final() && self.plan.moves {
+                if refusal.is_final() {
                     self.retire(node);
-                } else if refusal.is_final() {
-                    self.nodes[node].fate = Fate::Out;
-                    self.crash(node);
                 }
             }
             ClusterOutput::BootstrapRefused(_) => {
@@ -171,7 +166,6 @@ impl World {
                 ChangeOutcome::Proposed => "change proposed",
                 ChangeOutcome::Committed => "change committed",
                 ChangeOutcome::Postponed => "rare: change postponed",
-                ChangeOutcome::Refused => "rare: change refused",
                 ChangeOutcome::Unknown => "rare: change with unknown outcome",
             },
             ClusterEvent::StartWaits { .. } => "rare: start check waits",
@@ -216,12 +210,6 @@ impl World {
         if self.plan.antientropy || joint {
             self.mail_all(node, || Input::Applied(ring));
         }
-    }
-
-    fn check_empty(&mut self, node: usize, check: CheckId) {
-        let store = &self.nodes[node].disk.visible;
-        let empty = store.records.is_empty() && store.hints.is_empty();
-        self.mail_cluster(node, ClusterInput::Empty(check, empty));
     }
 
     /// Each record that is not this node's by the config is a range of its own.

@@ -61,7 +61,6 @@ pub(crate) struct Machine {
     /// The version that it handed out last in this life.
     pub(super) handed: Option<ConfigVersion>,
     pub(super) drained: Gather,
-    pub(super) frozen: Gather,
     pub(super) covered: Gather,
     /// Somebody remembers more of this node than its disk holds, and has told it so.
     pub(super) warned: bool,
@@ -92,8 +91,6 @@ pub(crate) enum Fate {
     Stays,
     /// Its disk was set back to an old image: it must notice.
     SetBack,
-    /// No cluster takes it in, or it was removed.
-    Out,
 }
 
 pub(crate) struct Node {
@@ -187,8 +184,8 @@ impl World {
         self.nodes[node].life == life && self.nodes[node].is_up()
     }
 
-    /// Whether the newest config names every node that is not out, all of them serve under it, and none is
-    /// frozen. (While a member's data is lost, nobody can join.)
+    /// Whether the newest config names every node that has been started, and all of them serve under it.
+    /// (While a member's data is lost, nobody can join.)
     pub(crate) fn is_formed(&self) -> bool {
         let Some(latest) = self.agreed.latest() else {
             return false;
@@ -196,7 +193,7 @@ impl World {
         let open = self.lost_members() == 0;
         let settled = latest.target.is_none();
         let nodes = self.nodes.iter();
-        let mut there = nodes.filter(|n| n.fate != Fate::Out && !n.dormant);
+        let mut there = nodes.filter(|n| !n.dormant);
         settled
             && there.all(|node| {
                 let is_member = latest.member(node.member.id).is_some();
@@ -205,10 +202,10 @@ impl World {
                 }
                 is_member
                     && node.serving
-                    && node.machine.as_ref().is_some_and(|machine| {
-                        machine.cluster.applied() == latest.version
-                            && machine.cluster.frozen().is_none()
-                    })
+                    && node
+                        .machine
+                        .as_ref()
+                        .is_some_and(|machine| machine.cluster.applied() == latest.version)
             })
     }
 
@@ -248,7 +245,7 @@ impl World {
 
     pub(super) fn start(&mut self, node: usize) {
         let this = &self.nodes[node];
-        if this.is_up() || this.dormant || this.fate == Fate::Out {
+        if this.is_up() || this.dormant {
             return;
         }
         self.note_floors_found(node);
@@ -314,7 +311,6 @@ impl World {
         let mut settings = ClusterSettings::new(seed);
         settings.drift_max = self.plan.drift_max;
         settings.mutant = self.plan.mutant;
-        settings.moves = self.plan.moves;
         settings.replaces.clone_from(&self.nodes[node].replaces);
         let this = &mut self.nodes[node];
         let state = this.disk.visible.states.clone();
@@ -328,7 +324,6 @@ impl World {
             mail_at: 0,
             handed: None,
             drained: Gather::default(),
-            frozen: Gather::default(),
             covered: Gather::default(),
             warned: false,
         });
@@ -370,7 +365,7 @@ impl World {
 
     /// The data directory of a node that is down is gone: it will come back as another one.
     pub(crate) fn wipe(&mut self, node: usize) {
-        let as_replacement = self.plan.moves && self.rng.chance(500);
+        let as_replacement = self.rng.chance(500);
         let plan = &self.plan;
         let this = &mut self.nodes[node];
         this.incarnation += 1;

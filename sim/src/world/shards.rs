@@ -135,15 +135,6 @@ impl World {
                     ClusterInput::Drained,
                 );
             }
-            Output::Frozen(ring) => {
-                self.count("rare: frozen");
-                self.gather(
-                    at,
-                    ring,
-                    |machine| &mut machine.frozen,
-                    ClusterInput::Frozen,
-                );
-            }
             Output::Covered(ring) => {
                 self.count("rare: covered");
                 self.gather(
@@ -161,8 +152,7 @@ impl World {
         }
     }
 
-    /// One shard has drained, frozen or everything that it gains; once all have, the cluster machine hears
-    /// of it.
+    /// One shard has drained, or has everything that it gains; once all have, the cluster machine hears of it.
     fn gather(
         &mut self,
         at: Place,
@@ -242,9 +232,6 @@ impl World {
             Event::Replica {
                 outcome: "clock", ..
             } => "rare: replica refused a version for drift",
-            Event::Replica {
-                outcome: "frozen", ..
-            } => "rare: replica refused while frozen",
             Event::Replica { op: "stand_in", .. } => "rare: stand-in",
             _ => return,
         };

@@ -66,12 +66,6 @@ impl Problem {
             AdminError::Stage(_) | AdminError::Config(_) | AdminError::ReplicasAlone { .. } => {
                 Self::bad("change", "This change cannot be made", text)
             }
-            AdminError::NotSupported => Self::new(
-                StatusCode::NOT_IMPLEMENTED,
-                "not-supported",
-                "Not supported",
-                text,
-            ),
         };
         problem.boxed()
     }

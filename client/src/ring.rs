@@ -248,6 +248,7 @@ impl Routes {
             buckets,
             tables: tables?,
             target_tables: Vec::new(),
+            recovering: Vec::new(),
         };
         config.validate()?;
         let ring = Ring::compute(&config);

@@ -149,6 +149,13 @@ impl Status {
         for node in nodes.iter().filter(|node| !node.alive) {
             reasons.push(format!("{} ({}) is not alive.", node.name, node.http));
         }
+        let recovering = ring.members.iter().filter(|m| m.state == RECOVERING);
+        for member in recovering {
+            reasons.push(format!(
+                "{} may have lost writes in a power cut: it gets them back from the others, and counts for no read until then.",
+                member.name
+            ));
+        }
         if spare.is_none_or(|spare| spare < 0) {
             reasons.push("Some keys have too few live replicas for a quorum.".to_owned());
         }
@@ -205,6 +212,9 @@ impl Status {
     }
 }
 
+/// What a member is said to be that may have lost records, and has not got them back yet.
+const RECOVERING: &str = "recovering";
+
 /// One sentence about a change that is running.
 fn moving(change: Option<&ChangeStatus>) -> String {
     let Some(change) = change else {
@@ -240,17 +250,23 @@ fn spare(ring: &RingView, nodes: &[NodeStatus]) -> Option<i64> {
         .map(|member| member.id)
         .filter(alive)
         .collect();
+    let recovers = |id: &torc_ring::NodeId| {
+        let id = id.to_string();
+        let mut members = ring.members.iter();
+        members.any(|m| m.id == id && m.state == RECOVERING)
+    };
     let mut least = None;
     for bucket in &routes.config().buckets {
         for index in 0..tables.partitions() {
             let owners = tables.owners(bucket.n, torc_ring::PartitionId(index as u16));
-            let required = bucket
-                .r
-                .required(owners.len())
-                .max(bucket.w.required(owners.len()));
-            let live = owners.iter().filter(|id| living.contains(id)).count();
+            let live = owners.iter().filter(|id| living.contains(id));
+            let readable = live.clone().filter(|id| !recovers(id)).count();
             // At most as many as there are replicas: 16.
-            let spare = i64::from(live as u8) - i64::from(required as u8);
+            let over =
+                |there: usize, required: usize| i64::from(there as u8) - i64::from(required as u8);
+            let reads = over(readable, bucket.r.required(owners.len()));
+            let writes = over(live.count(), bucket.w.required(owners.len()));
+            let spare = reads.min(writes);
             least = Some(least.map_or(spare, |least: i64| least.min(spare)));
         }
     }
@@ -291,6 +307,25 @@ mod tests {
                 .iter()
                 .any(|reason| reason.contains("too few live replicas"))
         );
+    }
+
+    #[test]
+    fn a_node_that_recovers_is_named_and_counts_for_no_read() {
+        let mut ring = view(3);
+        ring.members[1].state = RECOVERING.into();
+        let status = Status::judge(&ring, &ClusterView::default(), None, None);
+        assert_eq!(
+            (status.verdict, status.failures_survived),
+            (Verdict::Degraded, 0)
+        );
+        assert!(
+            status.reasons[0].starts_with("node-2 may have lost writes"),
+            "{:?}",
+            status.reasons
+        );
+        ring.members[0].state = RECOVERING.into();
+        let status = Status::judge(&ring, &ClusterView::default(), None, None);
+        assert_eq!(status.verdict, Verdict::Unavailable);
     }
 
     #[test]

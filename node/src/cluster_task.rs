@@ -272,6 +272,7 @@ impl ClusterTask {
                     .update_state(|state| state.not_ready = None);
                 info!("this node serves");
             }
+            ClusterOutput::Recovered => self.settle_dirty_boot(),
             ClusterOutput::ClockTrusted(trusted) => {
                 self.to_shards(|| Input::ClockTrusted(trusted));
                 self.tools
@@ -471,6 +472,15 @@ impl ClusterTask {
         });
     }
 
+    /// What a power cut may have cost is here again. Where that cannot be noted, the next life finds it out anew.
+    fn settle_dirty_boot(&self) {
+        let store = self.tools.store.clone();
+        tokio::task::spawn_blocking(move || match store.settle_dirty_boot() {
+            Ok(()) => info!("everything that may have been lost has come back from other nodes"),
+            Err(error) => warn!(%error, "that nothing is missing any more could not be noted"),
+        });
+    }
+
     fn dial(&self, member: Member) {
         let (transport, mail) = (self.tools.transport.clone(), self.tools.mail.clone());
         tokio::spawn(async move {
@@ -550,6 +560,12 @@ impl ClusterTask {
                 warn!(
                     ring = ring.0,
                     "too few owners of the target ring have been heard of for too long: the change of the ring is taken back"
+                );
+            }
+            ClusterEvent::Recovering { ring } => {
+                info!(
+                    ring = ring.0,
+                    "the cluster knows that this node may have lost writes: it gets them back from the other owners, and counts for no read until then"
                 );
             }
             ClusterEvent::Foreign { peer, cluster } => {

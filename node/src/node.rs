@@ -216,6 +216,7 @@ pub async fn run(
     for (index, outlets) in outlets.into_iter().enumerate() {
         let of_shard = ShardSettings {
             store_empty,
+            lost: opened.dirty_boot,
             ..shard_settings(&settings, node, index, bounds.shards)?
         };
         let mut shard = Shard::new(of_shard, &opened.hints, now);
@@ -224,7 +225,16 @@ pub async fn run(
     }
 
     let fresh = persisted.decided.is_empty();
-    let cluster = Cluster::new(persisted, cluster_settings(&settings)?, now);
+    let of_cluster = ClusterSettings {
+        lost: opened.dirty_boot,
+        ..cluster_settings(&settings)?
+    };
+    if opened.dirty_boot {
+        warn!(
+            "the machine was switched off while acknowledged writes were not synced: some may be gone, and come back from the other owners before this node counts again"
+        );
+    }
+    let cluster = Cluster::new(persisted, of_cluster, now);
     let tools = ClusterTools {
         handle: handle.clone(),
         store: store.clone(),

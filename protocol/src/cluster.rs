@@ -20,6 +20,7 @@ mod join;
 mod leave;
 mod peers;
 mod probe;
+mod recovery;
 mod start;
 mod vote;
 
@@ -62,6 +63,7 @@ pub struct Cluster {
     changes: change::Changes,
     admin: admin::Admin,
     drive: drive::Drive,
+    recovery: recovery::Recovery,
     history: history::History,
     /// When a node that no config names asks to be taken in again.
     ask_again: Option<Mono>,
@@ -126,6 +128,8 @@ impl Cluster {
             Pace::BALLOTS,
         );
         let latest = persisted.decided.last().cloned();
+        let ring = latest.as_ref().map(|config| config.ring_version);
+        let lost = ring.filter(|_| settings.lost);
         let next_version = latest.as_ref().map_or(0, |config| config.version.0) + 1;
         let mut cluster = Self {
             node: persisted.node,
@@ -139,6 +143,7 @@ impl Cluster {
             changes: change::Changes::new(rng.next_u64()),
             admin: admin::Admin::default(),
             drive: drive::Drive::new(now.mono),
+            recovery: recovery::Recovery::new(lost),
             history: history::History::new(now.mono),
             ask_again: None,
             probes: probe::Probes::default(),
@@ -152,6 +157,9 @@ impl Cluster {
         if latest.is_some() {
             cluster.resume(now);
             cluster.settle(now);
+        } else if cluster.settings.lost {
+            // A node that no cluster has taken in had nothing to lose.
+            cluster.out.push_back(ClusterOutput::Recovered);
         }
         cluster
     }
@@ -233,6 +241,7 @@ impl Cluster {
             self.changes.deadline(),
             self.admin.deadline(),
             self.drive.deadline(),
+            self.recovery.deadline(),
             self.history.deadline(),
             self.ask_again,
         ];
@@ -323,6 +332,8 @@ impl Cluster {
             ClusterMessage::Learned { version } => self.peers.on_learned(from, version),
             ClusterMessage::Ask { ring, drives } => self.on_ask(from, ring, drives, now),
             ClusterMessage::Progress { ring, progress } => self.on_progress(from, ring, progress),
+            ClusterMessage::Lost { above } => self.on_lost(from, above, now),
+            ClusterMessage::Recovered { ring } => self.on_recovered(from, ring, now),
         }
     }
 
@@ -339,6 +350,7 @@ impl Cluster {
         self.tick_votes(now);
         self.tick_changes(now);
         self.tick_drive(now);
+        self.tick_recovery(now);
         self.tick_history(now);
         self.tick_leave(now);
         self.renew_bound(now);
@@ -444,7 +456,9 @@ impl Cluster {
             | M::Learn { .. }
             | M::Learned { .. }
             | M::Ask { .. }
-            | M::Progress { .. } => self
+            | M::Progress { .. }
+            | M::Lost { .. }
+            | M::Recovered { .. } => self
                 .latest()
                 .is_none_or(|config| config.member(from).is_some()),
         }

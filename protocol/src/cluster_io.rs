@@ -58,6 +58,9 @@ pub struct ClusterSettings {
     pub drift_warn: u64,
     /// The member that this node joins in place of, by name or id: one that is dead.
     pub replaces: Option<String>,
+    /// Records that this node had stored may be gone, as its storage has found out. Stays so in each life until
+    /// [`ClusterOutput::Recovered`].
+    pub lost: bool,
     /// A deliberate bug.
     #[cfg(feature = "mutants")]
     pub mutant: Option<crate::mutant::Mutant>,
@@ -73,6 +76,7 @@ impl ClusterSettings {
             drift_max: 60 * SECOND,
             drift_warn: SECOND,
             replaces: None,
+            lost: false,
             #[cfg(feature = "mutants")]
             mutant: None,
         }
@@ -293,8 +297,11 @@ pub enum ClusterOutput {
     /// answer by [`ClusterInput::Dialled`] within a few seconds. (A connection that came in from it proves
     /// nothing about the address that it gives.)
     Dial(Member),
-    /// The start check has passed and a config is applied: serve. Once per start.
+    /// The start check has passed and a config is applied, one that says so when this node may have lost
+    /// records: serve. Once per start.
     Serve,
+    /// What may have been lost is here again, durably, and all know it: [`ClusterSettings::lost`] is over.
+    Recovered,
     /// This node's clock is (not) within the allowed drift. Trusted until said otherwise.
     ClockTrusted(bool),
     /// No node will take this one in; it should stop and say why. For [`JoinRefusal::Unreachable`] it goes
@@ -404,6 +411,11 @@ pub enum ClusterEvent {
     /// change back.
     TargetLost {
         /// The joint ring version.
+        ring: RingVersion,
+    },
+    /// All know now that this node may have lost records: it gets them back under this ring version.
+    Recovering {
+        /// The ring version.
         ring: RingVersion,
     },
     /// A node of another cluster talks to this one.

@@ -185,6 +185,18 @@ pub enum ClusterMessage {
         /// How far.
         progress: Progress,
     },
+    /// The sender may have lost records: the next config shall say so, under a ring version above this one.
+    Lost {
+        /// The newest ring version on its disk when its life began.
+        #[bincode(with_serde)]
+        above: RingVersion,
+    },
+    /// The sender, which was said to recover, has covered the others under this ring version.
+    Recovered {
+        /// The ring version.
+        #[bincode(with_serde)]
+        ring: RingVersion,
+    },
 }
 
 /// What a node tells of itself with every ping and pong.

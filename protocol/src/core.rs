@@ -39,6 +39,8 @@ pub struct ShardSettings {
     pub durable_bound: Hlc,
     /// The store holds no record as the shard starts, so that no write has to look for a newer version.
     pub store_empty: bool,
+    /// This node may have lost records that it had stored: below its floors absence is no information.
+    pub lost: bool,
     /// Random number, new at each start: exchanges of an earlier life are not mistaken for present ones.
     pub seed: u64,
     /// Allowed clock drift, in microseconds.
@@ -89,6 +91,7 @@ impl ShardSettings {
             count,
             durable_bound: Hlc(0),
             store_empty: false,
+            lost: false,
             seed: 0,
             drift_max: 60 * SECOND,
             hint_after: SECOND,
@@ -285,8 +288,27 @@ impl Core {
         Need::new(owners, required)
     }
 
-    /// The same for a read.
+    /// The same for a read: owners that may lack what they had stored do not count, however many there are
+    /// left. (A write to them counts: what they have stored since is there.)
     pub(crate) fn need_to_read(
+        &self,
+        bucket: &Bucket,
+        partition: PartitionId,
+        required: impl Fn(usize) -> usize,
+    ) -> Need {
+        let need = self.need_to_repair(bucket, partition, required);
+        match self.view.as_ref() {
+            Some(view)
+                if !view.config.recovering.is_empty() && !self.has(Mutant::RecoveringCounts) =>
+            {
+                need.only(|node| !view.config.recovers(node))
+            }
+            _ => need,
+        }
+    }
+
+    /// The same for what a read writes back.
+    pub(crate) fn need_to_repair(
         &self,
         bucket: &Bucket,
         partition: PartitionId,

@@ -292,7 +292,7 @@ impl Floors {
         self.places.remove(&tree);
     }
 
-    /// The node does not own it any more: answers whether it had a floor.
+    /// The node does not own it any more, or may lack records of it: answers whether it had a floor.
     fn fall(&mut self, tree: TreeId) -> bool {
         let place = self.place_mut(tree);
         let had = place.mark.floor > Hlc(0);
@@ -511,14 +511,16 @@ impl Core {
         version.hlc > self.floors.mark(tree).promise.max(role)
     }
 
-    /// The owners of a partition of an `lww` bucket that does not move, if this node is one of them.
+    /// The owners of a partition of an `lww` bucket that does not move, if this node is one of them, and none of
+    /// them may lack what it had stored.
     fn steady_owners(&self, (bucket, partition): TreeId) -> Option<&[NodeId]> {
         let view = self.view.as_ref()?;
         let bucket = view.config.bucket_by_id(bucket)?;
         let owners = view.ring.owners_of(bucket, partition);
         let steady = owners.target.is_none()
             && bucket.conflict == ConflictMode::Lww
-            && owners.current.contains(&self.node());
+            && owners.current.contains(&self.node())
+            && !owners.current.iter().any(|&o| view.config.recovers(o));
         steady.then_some(owners.current)
     }
 

@@ -91,6 +91,8 @@ mutants! {
     AcksKeptAcrossRings = 41,
     /// A node that was away applies the newest config at once.
     VersionSkipped = 42,
+    /// A node that may have lost records counts for reads and as an owner that others cover.
+    RecoveringCounts = 43,
     /// A node votes before its start check has passed.
     VoteBeforeStartCheck = 44,
     /// Ballots begin anew with each life.

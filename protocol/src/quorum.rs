@@ -49,6 +49,16 @@ impl Need {
         }
     }
 
+    /// The same number of answers from fewer owners: those that `may` answer.
+    #[must_use]
+    pub fn only(mut self, may: impl Fn(NodeId) -> bool) -> Self {
+        self.owners.retain(|&node| may(node));
+        if let Some((target, _)) = &mut self.target {
+            target.retain(|&node| may(node));
+        }
+        self
+    }
+
     /// The owners of both rings.
     #[must_use]
     pub fn nodes(&self) -> Vec<NodeId> {

@@ -1,5 +1,7 @@
 //! What a shard must receive before a ring change may switch: for each partition that it gains or keeps in
-//! the target ring and that moves, a majority of the current owners is covered.
+//! the target ring and that moves, a majority of the current owners is covered. And what it must receive before
+//! a node that may have lost records counts again: for each partition that it owns, half of the owners (rounded
+//! up) and none of them itself, or all others.
 //!
 //! Invariant: a source counts only after a whole session with it, at this joint ring version, each side
 //! having durably applied and drained it; a node that is a current owner itself counts itself. It counts only
@@ -12,7 +14,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use torc_ring::{BucketId, NodeId, PartitionId, RingVersion};
+use torc_ring::{BucketId, Config, NodeId, PartitionId, RingVersion};
 
 use crate::antientropy::PairId;
 use crate::core::Core;
@@ -63,11 +65,15 @@ struct Item {
 }
 
 impl Coverage {
-    /// What there is to do in the present config; `None` when it is not a joint one.
+    /// What there is to do in the present config; `None` when it is not a joint one, and this node lacks
+    /// nothing.
     pub(crate) fn new(core: &mut Core) -> Option<Self> {
         let view = core.view.clone()?;
-        view.config.target.as_ref()?;
         let node = core.node();
+        let recovers = view.config.recovers(node);
+        if view.config.target.is_none() && !recovers {
+            return None;
+        }
         let mut items = BTreeMap::new();
         let shard = u32::from(core.settings.index);
         let step = usize::from(core.settings.count);
@@ -77,10 +83,12 @@ impl Coverage {
                 // There are target owners only where it moves.
                 let owners = view.ring.owners_of(bucket, partition);
                 let gains = owners.target.is_some_and(|target| target.contains(&node));
-                if !gains || !crate::repair::is_merged(bucket.conflict) {
+                let lacks = recovers && owners.current.contains(&node);
+                if !(gains || lacks) || !crate::repair::is_merged(bucket.conflict) {
                     continue;
                 }
-                if let Some(item) = Item::new(core, owners.current, usize::from(partition.0)) {
+                let owners = (owners.current, &view.config);
+                if let Some(item) = Item::new(core, owners, usize::from(partition.0)) {
                     items.insert((partition, bucket.id), item);
                 }
             }
@@ -238,18 +246,29 @@ impl Coverage {
 
 impl Item {
     /// `None` when nothing has to come.
-    fn new(core: &Core, owners: &[NodeId], rotation: usize) -> Option<Self> {
+    fn new(core: &Core, (owners, config): (&[NodeId], &Config), rotation: usize) -> Option<Self> {
         let node = core.node();
+        let counts = |o: NodeId| !config.recovers(o) || core.has(Mutant::RecoveringCounts);
         let retained = owners.contains(&node);
-        let majority = owners.len() / 2 + 1;
-        let mut missing = majority - usize::from(retained);
+        let others = || owners.iter().copied().filter(|&other| other != node);
+        let mut sources: Vec<NodeId> = others().filter(|&other| counts(other)).collect();
+        let mut missing = owners.len() / 2 + 1;
+        if retained && counts(node) {
+            missing -= 1;
+        } else if retained {
+            // Of what a majority has acknowledged, this node among them, every half of the owners holds a copy.
+            missing = owners.len().div_ceil(2);
+            if sources.len() < missing {
+                sources = others().collect();
+                missing = sources.len();
+            }
+        }
         if core.has(Mutant::SingleSource) {
             missing = missing.min(1);
         }
         if retained && core.has(Mutant::RetainedNotCovered) {
             missing = 0;
         }
-        let mut sources: Vec<NodeId> = owners.iter().copied().filter(|&o| o != node).collect();
         if !sources.is_empty() {
             let first = rotation % sources.len();
             sources.rotate_left(first);

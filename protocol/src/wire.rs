@@ -116,30 +116,37 @@ pub fn decode(frame: &Bytes) -> Result<PeerMessage, WireError> {
     Ok(message)
 }
 
-/// A configuration without tables of owners, as all were at first.
+/// A configuration without tables of owners, in which nobody recovers.
 const CONFIG_PLAIN: u8 = 1;
-/// A configuration with tables of owners, which stand last.
+/// A configuration with tables of owners, in which nobody recovers.
 const CONFIG_TABLES: u8 = 2;
-/// How two empty lists of tables are encoded: what [`CONFIG_PLAIN`] leaves out.
-const NO_TABLES: [u8; 16] = [0; 16];
+/// A configuration in which members recover.
+const CONFIG_RECOVERING: u8 = 3;
+/// What [`CONFIG_PLAIN`] leaves out at the end: two empty lists of tables and one of members that recover.
+const NOTHING: [u8; 24] = [0; 24];
 
-/// The bytes of a configuration, for wire and disk: without tables of owners the same ones as before there
-/// were any, so that old configurations are read, and a cluster that has none yet understands older nodes.
+/// How a configuration is encoded, and how many bytes are left out at its end.
+fn form(value: &Config) -> (u8, usize) {
+    let has_tables = !value.tables.is_empty() || !value.target_tables.is_empty();
+    if !value.recovering.is_empty() {
+        (CONFIG_RECOVERING, 0)
+    } else if has_tables {
+        (CONFIG_TABLES, 8)
+    } else {
+        (CONFIG_PLAIN, NOTHING.len())
+    }
+}
+
+/// The bytes of a configuration, for wire and disk. What stands last and is empty is left out, so that a
+/// configuration that has none of it has the same bytes as before there was any.
 ///
 /// # Errors
 /// When it is over the limit.
 pub fn encode_config(value: &Config) -> Result<Bytes, WireError> {
-    let is_plain = value.tables.is_empty() && value.target_tables.is_empty();
-    let version = if is_plain {
-        CONFIG_PLAIN
-    } else {
-        CONFIG_TABLES
-    };
+    let (version, left_out) = form(value);
     let mut out = vec![version];
     out.extend(bincode::serde::encode_to_vec(value, config())?);
-    if is_plain {
-        out.truncate(out.len() - NO_TABLES.len());
-    }
+    out.truncate(out.len() - left_out);
     Ok(out.into())
 }
 
@@ -149,24 +156,21 @@ pub fn encode_config(value: &Config) -> Result<Bytes, WireError> {
 /// When it is none or an invalid one.
 pub fn decode_config(bytes: &[u8]) -> Result<Config, WireError> {
     let (&version, body) = bytes.split_first().ok_or(WireError::Empty)?;
-    let plain;
-    let body = match version {
-        CONFIG_PLAIN => {
-            plain = [body, &NO_TABLES].concat();
-            plain.as_slice()
-        }
-        CONFIG_TABLES => body,
+    let left_out = match version {
+        CONFIG_PLAIN => NOTHING.len(),
+        CONFIG_TABLES => 8,
+        CONFIG_RECOVERING => 0,
         theirs => return Err(WireError::Version { theirs }),
     };
-    let (value, used): (Config, usize) = bincode::serde::decode_from_slice(body, config())?;
+    let body = [body, &NOTHING[..left_out]].concat();
+    let (value, used): (Config, usize) = bincode::serde::decode_from_slice(&body, config())?;
     if used < body.len() {
         return Err(WireError::Trailing {
             left: body.len() - used,
         });
     }
-    let is_plain = value.tables.is_empty() && value.target_tables.is_empty();
-    if is_plain != (version == CONFIG_PLAIN) {
-        let error = DecodeError::Other("a configuration without tables of owners says it has some");
+    if form(&value).0 != version {
+        let error = DecodeError::Other("a configuration is encoded in another form than its own");
         return Err(error.into());
     }
     value.validate()?;

@@ -691,6 +691,146 @@ fn one_dead_owner_of_several_does_not_end_a_change() {
     );
 }
 
+// ---- members that may have lost records
+
+/// What each decided config from that version on says of who recovers.
+fn recovering(world: &World, from: ConfigVersion) -> Vec<Vec<NodeId>> {
+    let configs = world.decided.range(from..);
+    configs
+        .map(|(_, config)| config.recovering.clone())
+        .collect()
+}
+
+#[test]
+fn a_member_that_lost_records_serves_only_when_a_config_says_so_and_is_taken_off_when_it_has_covered()
+ {
+    let mut world = formed(41, 3);
+    let before = ring(&world);
+    world.cut_power(1);
+    world.nodes[1].covers = false;
+    world.start(1);
+    assert!(
+        world.run_till(10 * SECOND, |w| w.nodes[1].serves),
+        "{}",
+        world.account()
+    );
+    let lost = id(&world, 1);
+    let named = world.latest().expect("formed").clone();
+    assert_eq!(named.recovering, [lost]);
+    assert!(named.ring_version > before);
+    assert_eq!(world.nodes[1].served.last(), Some(&named.ring_version));
+    world.run(20 * SECOND);
+    assert_eq!(world.latest().expect("formed").version, named.version);
+    assert!(world.nodes[1].lost, "it has not covered anything");
+
+    world.input(1, ClusterInput::Covered(named.ring_version));
+    assert!(
+        world.run_till(10 * SECOND, World::is_formed),
+        "{}",
+        world.account()
+    );
+    assert!(!world.nodes[1].lost);
+    assert_eq!(
+        recovering(&world, named.version),
+        [vec![lost], Vec::new()],
+        "once on the list, once off it"
+    );
+}
+
+#[test]
+fn each_life_that_lost_records_asks_for_a_ring_version_of_its_own() {
+    let mut world = formed(42, 3);
+    world.cut_power(2);
+    world.nodes[2].covers = false;
+    world.start(2);
+    assert!(world.run_till(10 * SECOND, |w| w.nodes[2].serves));
+    let first = ring(&world);
+    world.cut_power(2);
+    world.nodes[2].covers = true;
+    world.start(2);
+    assert!(
+        world.run_till(10 * SECOND, World::is_formed),
+        "{}",
+        world.account()
+    );
+    let served = world.nodes[2].served.clone();
+    assert!(
+        served.last().is_some_and(|ring| *ring > first),
+        "{served:?}"
+    );
+    assert!(!world.nodes[2].lost);
+}
+
+#[test]
+fn all_members_may_lose_records_at_once_and_none_of_them_waits_for_ever() {
+    let mut world = formed(43, 3);
+    (0..3).for_each(|index| world.cut_power(index));
+    (0..3).for_each(|index| world.start(index));
+    assert!(
+        world.run_till(30 * SECOND, World::is_formed),
+        "{}",
+        world.account()
+    );
+    assert!(world.nodes.iter().all(|node| !node.lost));
+}
+
+#[test]
+fn the_only_member_says_so_too() {
+    let mut world = alone(44);
+    let before = ring(&world);
+    world.cut_power(0);
+    world.start(0);
+    assert!(world.run_till(5 * SECOND, World::is_formed));
+    assert!(ring(&world) > before && !world.nodes[0].lost);
+}
+
+#[test]
+fn members_and_joiners_may_lose_records_while_the_ring_changes() {
+    let mut world = formed(45, 3);
+    let late = world.add(Flags::Join(vec![0]), 0);
+    world.nodes[late].covers = false;
+    assert!(world.run_till(5 * SECOND, is_joint));
+    let joint = ring(&world);
+    for index in [1, late] {
+        world.cut_power(index);
+        world.start(index);
+    }
+    let (member, joiner) = (id(&world, 1), id(&world, late));
+    let named = |w: &World| {
+        let latest = w.latest().expect("formed");
+        latest.recovers(joiner) && latest.target.is_some()
+    };
+    assert!(world.run_till(10 * SECOND, named), "{}", world.account());
+    assert!(ring(&world) > joint, "what was complete has to be so again");
+    world.nodes[late].covers = true;
+    world.cut_power(late);
+    world.start(late);
+    assert!(
+        world.run_till(30 * SECOND, World::is_formed),
+        "{}",
+        world.account()
+    );
+    assert_eq!(world.members(), [0, 1, 2, late]);
+    let said = recovering(&world, ConfigVersion(1));
+    assert!(said.iter().any(|list| list.contains(&member)));
+}
+
+#[test]
+fn a_late_copy_of_the_question_puts_a_sound_member_on_the_list_and_it_gets_off_it() {
+    let mut world = formed(46, 3);
+    let (sound, above) = (id(&world, 1), ring(&world));
+    let message = ClusterMessage::Lost { above };
+    let (from, hlc) = (sound, Hlc(0));
+    world.input(0, ClusterInput::Peer { from, hlc, message });
+    let named = |w: &World| w.latest().is_some_and(|config| config.recovers(sound));
+    assert!(world.run_till(5 * SECOND, named), "{}", world.account());
+    assert!(
+        world.run_till(10 * SECOND, World::is_formed),
+        "{}",
+        world.account()
+    );
+}
+
 // ---- in every weather
 
 /// Changes of all kinds while messages are lost, doubled and late, commits fail, and nodes crash. The world
@@ -791,6 +931,12 @@ fn act(world: &mut World) {
             world.admin(asked, commit(vec![RingChange::Remove { node }]));
         }
         6 => {
+            let victim = any(world);
+            world.cut_power(victim);
+            let back = world.rng().between(0, 6 * SECOND);
+            if !world.nodes[victim].removed {
+                world.start_later(victim, back);
+            }
             let (a, b) = (any(world), any(world));
             let pair = (id(world, a), id(world, b));
             world.cut.insert(pair);

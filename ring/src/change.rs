@@ -273,6 +273,8 @@ impl Config {
         let target = self.target.clone()?;
         let mut next = self.ended(ChangeEnd::Switched);
         next.current = target;
+        next.recovering.clone_from(&self.recovering);
+        next.forget_strangers();
         next.tables.clone_from(&self.target_tables);
         for bucket in &mut next.buckets {
             bucket.n = self.target_replicas(bucket);
@@ -292,14 +294,46 @@ impl Config {
             ring: self.ring_version,
             end,
         };
-        Self {
+        let mut next = Self {
             target: None,
             target_n: Vec::new(),
             abandoned: Vec::new(),
             target_tables: Vec::new(),
             last_change: Some(last),
             ..self.reissued()
+        };
+        next.forget_strangers();
+        next
+    }
+
+    /// Who is no member any more does not recover either.
+    fn forget_strangers(&mut self) {
+        let mut recovering = std::mem::take(&mut self.recovering);
+        recovering.retain(|&id| self.member(id).is_some());
+        self.recovering = recovering;
+    }
+
+    /// The same ring, in whatever phase it is, under a new ring version, in which that member may lack records
+    /// which it had stored: also when it is said to already, since it may have lost more. `None` when it is no
+    /// member.
+    #[must_use]
+    pub fn with_recovering(&self, node: NodeId) -> Option<Self> {
+        self.member(node)?;
+        let mut next = self.reissued();
+        if let Err(at) = next.recovering.binary_search(&node) {
+            next.recovering.insert(at, node);
         }
+        Some(next)
+    }
+
+    /// The same ring under a new ring version, in which that member has got back what it may have lost. `None`
+    /// when it is not said to lack anything.
+    #[must_use]
+    pub fn recovered(&self, node: NodeId) -> Option<Self> {
+        let at = self.recovering.binary_search(&node).ok()?;
+        let mut next = self.reissued();
+        next.recovering.remove(at);
+        Some(next)
     }
 
     /// The same ring under a new ring version: acks and answers of the old one are void.
@@ -356,7 +390,8 @@ pub fn follows(decided: &Config, next: &Config) -> bool {
         && next.seed == decided.seed
         && next.secret == decided.secret
         && next.partition_bits == decided.partition_bits;
-    fixed && (is_plain(decided, next) || is_joint(decided, next) || is_end(decided, next))
+    let allowed = [is_plain, is_joint, is_end, is_recovery];
+    fixed && allowed.iter().any(|is_such| is_such(decided, next))
 }
 
 /// Buckets come, go, or change what moves nothing.
@@ -388,6 +423,16 @@ fn is_end(decided: &Config, next: &Config) -> bool {
         Some(why) => decided.aborted(why).as_ref() == Some(next),
         None => false,
     }
+}
+
+/// Others may lack records now; also in a joint phase.
+fn is_recovery(decided: &Config, next: &Config) -> bool {
+    let changed = Config {
+        recovering: next.recovering.clone(),
+        ..decided.reissued()
+    };
+    let concerns = !decided.recovering.is_empty() || !next.recovering.is_empty();
+    concerns && changed == *next
 }
 
 #[cfg(test)]
@@ -479,6 +524,53 @@ mod tests {
             weight: 0,
         };
         assert!(matches!(stage(&[reweigh]), Err(StageError::Config(_))));
+    }
+
+    #[test]
+    fn a_member_recovers_under_a_ring_version_of_its_own_also_in_a_joint_phase() {
+        let base = three();
+        let lost = base.with_recovering(NodeId(2)).expect("a member");
+        assert!(lost.recovers(NodeId(2)) && !lost.recovers(NodeId(1)));
+        assert_eq!(lost.ring_version, RingVersion(lost.version.0));
+        assert!(lost.validate().is_ok() && follows(&base, &lost));
+        assert!(base.with_recovering(NodeId(9)).is_none(), "no member");
+
+        // It may lose more: a new ring version says so again.
+        let again = lost.with_recovering(NodeId(2)).expect("a member");
+        assert_eq!(again.recovering, [NodeId(2)]);
+        assert!(follows(&lost, &again) && again.ring_version > lost.ring_version);
+
+        let leave = RingChange::Leave { node: NodeId(3) };
+        let joint = stage(&lost, &[leave], &BTreeMap::new()).expect("staged");
+        assert!(follows(&lost, &joint) && joint.recovers(NodeId(2)));
+        let both = joint.with_recovering(NodeId(3)).expect("a member");
+        assert_eq!(both.target, joint.target);
+        assert!(follows(&joint, &both));
+
+        // Who is no member any more does not recover either.
+        let switched = both.switched().expect("joint");
+        assert_eq!(switched.recovering, [NodeId(2)]);
+        assert!(switched.validate().is_ok() && follows(&both, &switched));
+        let aborted = both.aborted(ChangeEnd::Aborted).expect("joint");
+        assert_eq!(aborted.recovering, [NodeId(2), NodeId(3)]);
+        assert!(follows(&both, &aborted));
+
+        let back = switched.recovered(NodeId(2)).expect("it recovers");
+        assert!(back.recovering.is_empty() && follows(&switched, &back));
+        assert!(back.recovered(NodeId(2)).is_none());
+    }
+
+    #[test]
+    fn who_recovers_is_a_member_and_stands_in_order() {
+        let mut config = three();
+        config.recovering = vec![NodeId(2), NodeId(1)];
+        assert_eq!(config.validate(), Err(ConfigError::BadRecovering));
+        config.recovering = vec![NodeId(7)];
+        assert_eq!(config.validate(), Err(ConfigError::BadRecovering));
+        let base = three();
+        let mut same_ring = base.with_recovering(NodeId(2)).expect("a member");
+        same_ring.ring_version = base.ring_version;
+        assert!(!follows(&base, &same_ring), "acks of before would count");
     }
 
     #[test]

@@ -283,6 +283,8 @@ pub struct Config {
     pub tables: Vec<OwnerTable>,
     /// Owners in the target ring, ordered by n; only while a change is in its joint phase.
     pub target_tables: Vec<OwnerTable>,
+    /// Members that may have lost records which they had stored, and have not got them back yet. Ordered.
+    pub recovering: Vec<NodeId>,
 }
 
 /// Why a configuration, or a part of one, is not valid.
@@ -327,6 +329,8 @@ pub enum ConfigError {
         "the table of owners for n = {n} does not name as many distinct members as it should for each partition"
     )]
     BadTable { n: u8 },
+    #[error("the nodes that recover are not in order, or one of them is no member")]
+    BadRecovering,
     #[error("the ring version {ring} is above the config version {version}")]
     RingAheadOfConfig { ring: u64, version: u64 },
 }
@@ -357,6 +361,7 @@ impl Config {
             next_bucket: BucketId(2),
             tables: Vec::new(),
             target_tables: Vec::new(),
+            recovering: Vec::new(),
         }
     }
 
@@ -388,6 +393,12 @@ impl Config {
         self.current.binary_search_by_key(&id, |m| m.id).is_ok()
     }
 
+    /// Whether that member may lack records which it had stored.
+    #[must_use]
+    pub fn recovers(&self, id: NodeId) -> bool {
+        self.recovering.binary_search(&id).is_ok()
+    }
+
     /// Members of the current ring, then those of the target that are not in it.
     pub fn all_members(&self) -> impl Iterator<Item = &Member> {
         let joining = self
@@ -414,6 +425,7 @@ impl Config {
             abandoned: Vec::new(),
             tables: Vec::new(),
             target_tables: Vec::new(),
+            recovering: Vec::new(),
             ..self.clone()
         }
     }
@@ -439,6 +451,10 @@ impl Config {
             validate_members(target)?;
         }
         self.validate_joint()?;
+        let in_order = self.recovering.windows(2).all(|pair| pair[0] < pair[1]);
+        if !in_order || self.recovering.iter().any(|&id| self.member(id).is_none()) {
+            return Err(ConfigError::BadRecovering);
+        }
         if self.buckets.len() > BUCKETS_MAX {
             return Err(ConfigError::TooManyBuckets {
                 count: self.buckets.len(),

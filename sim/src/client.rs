@@ -100,6 +100,15 @@ impl Clients {
         self.acknowledged.get(&key).copied()
     }
 
+    /// One owner has lost what it had not synced: what more than half of the owners have can be got back from
+    /// the others, of all else one copy may be gone.
+    pub(crate) fn forget_one(&mut self) {
+        let waiting = self.waiting.values_mut().flat_map(|op| &mut op.floors);
+        for (_, floor) in self.floors.iter_mut().chain(waiting) {
+            floor.forget_one();
+        }
+    }
+
     pub(crate) fn floor(&self, key: u64) -> Floor {
         self.floors.get(&key).cloned().unwrap_or_default()
     }
@@ -469,7 +478,8 @@ impl World {
         let record_key = self.record_key(key);
         let sets = placed.sets(&record_key);
         // The hints of a lost stand-in are nowhere to be seen.
-        let unseen = sloppy && self.counts.contains_key("fault: data lost");
+        let lost = ["fault: data lost", "fault: power cut"];
+        let unseen = sloppy && lost.iter().any(|what| self.counts.contains_key(what));
         if !self.plan.forgets() && !unseen {
             for set in &sets {
                 let (copies, w) = (
@@ -508,12 +518,16 @@ impl World {
         let parts = parts(&sets, w);
         // Known gap: a replica that restarts does not know that it has stored a version from a clock that was
         // ahead by more than the drift, and then does not tell an older write that it lost (seed 100709).
-        let gap = self.plan.faults.jumps > 0 && self.plan.faults.crashes > 0;
+        // And an owner that has lost records acknowledges a write without knowing what it lost to.
+        let gap = self.plan.faults.jumps > 0 && self.plan.faults.crashes > 0
+            || self.cut_at.is_some_and(|at| at >= op.begun)
+            || !placed.view.config.recovering.is_empty();
         if !superseded && !gap {
             let floor = op.floors.get(&key).cloned().unwrap_or_default();
             let result = order::write(&floor, &parts, digest.version);
             self.check(result);
         }
+        let parts = self.shaken(op.begun, parts);
         self.raise(key, &parts, digest.version);
         let newest = self
             .clients

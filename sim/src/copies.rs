@@ -52,6 +52,7 @@ impl World {
             stored
                 || self.is_collected(at, key, digest.version)
                 || self.nodes[at].fate != Fate::Stays
+                || self.nodes[at].disk.lost
                 || self.may_have_dropped(at, key, version)
         };
         let owners = set
@@ -72,6 +73,17 @@ impl World {
                     .any(|hint| hint.key == *key && hint.record.digest() >= digest)
         };
         owners + self.nodes.iter().filter(stands_in).count()
+    }
+
+    /// The same parts as they are known now, of an operation that began at that time: of few copies one may
+    /// have been lost since.
+    pub(crate) fn shaken(&self, begun: u64, mut parts: Vec<Part>) -> Vec<Part> {
+        if self.cut_at.is_some_and(|at| at >= begun) {
+            for part in &mut parts {
+                part.count -= usize::from(2 * part.count <= part.of && part.count > 0);
+            }
+        }
+        parts
     }
 
     /// What a read has asked of owners that have not lost a file.

@@ -62,6 +62,8 @@ pub(crate) struct Disk {
     pub(crate) full: bool,
     /// Keys with even tokens, or those with odd ones, cannot be read any more.
     pub(crate) rotten: Option<u64>,
+    /// The power was cut, and what that cost has not come back yet; the store knows.
+    pub(crate) lost: bool,
     mutant: Option<Mutant>,
 }
 
@@ -76,6 +78,7 @@ impl Disk {
             group: Vec::new(),
             full: false,
             rotten: None,
+            lost: false,
             mutant,
         }
     }
@@ -212,6 +215,25 @@ impl Disk {
     pub(crate) fn sync(&mut self) {
         for write in std::mem::take(&mut self.unsynced) {
             self.durable.apply(write, self.mutant);
+        }
+    }
+
+    /// The process ends, and its machine goes on: what was written stays, and of the group that was being written
+    /// some commits may be there.
+    pub(crate) fn kill(&mut self, rng: &mut Rng) {
+        let group = std::mem::take(&mut self.group);
+        self.queue.clear();
+        let kept = rng.below(group.len() as u64 + 1) as usize;
+        if self.full {
+            return;
+        }
+        for (_, _, batch) in group.into_iter().take(kept) {
+            for write in batch.writes {
+                if !self.fsync {
+                    self.unsynced.push(write.clone());
+                }
+                self.visible.apply(write, self.mutant);
+            }
         }
     }
 

@@ -9,11 +9,16 @@ use crate::world::{EPOCH, Ev, Fate, Mend, World};
 /// Members whose data may be lost for good without the loss of anything that was acknowledged by a
 /// majority: fewer than half of the owners of any key, and of the members, in either ring.
 fn losses_max(config: &Config) -> usize {
+    owners_min(config).saturating_sub(1) / 2
+}
+
+/// The least number of owners that a key has, in either ring.
+fn owners_min(config: &Config) -> usize {
     let replicas = |bucket: &Bucket| usize::from(bucket.n.min(config.target_replicas(bucket)));
     let target = config.target.as_ref().unwrap_or(&config.current);
     let members = config.current.len().min(target.len());
     let owners = config.buckets.iter().map(replicas).min().unwrap_or(0);
-    owners.min(members).saturating_sub(1) / 2
+    owners.min(members)
 }
 
 impl World {
@@ -28,6 +33,7 @@ impl World {
             faults.full,
             faults.jumps,
             faults.configs,
+            faults.power,
             faults.wipes,
             faults.images,
             faults.rot,
@@ -60,12 +66,13 @@ impl World {
                 3 => self.fill_disk(node),
                 4 => self.jump(node),
                 5 => self.new_configs(node),
-                6 => self.lose_data(node),
-                7 => self.set_back(node),
-                8 => self.rot(node),
-                9 => self.slow_link(node),
-                10 => self.twin(node),
-                11 => self.lose_file(node),
+                6 => self.cut_power(node),
+                7 => self.lose_data(node),
+                8 => self.set_back(node),
+                9 => self.rot(node),
+                10 => self.slow_link(node),
+                11 => self.twin(node),
+                12 => self.lose_file(node),
                 _ => self.change_ring(node),
             }
         }
@@ -135,6 +142,24 @@ impl World {
                 }
             }
         }
+    }
+
+    /// A machine loses its power: what was not synced is gone. One at a time, until it has got it back from the
+    /// others: what two of three have lost nobody can bring back.
+    fn cut_power(&mut self, node: usize) {
+        let Some(latest) = self.agreed.latest() else {
+            return;
+        };
+        let id = self.nodes[node].member.id;
+        let mut others = self.nodes.iter().filter(|other| other.member.id != id);
+        let whole = others.all(|other| !other.disk.lost && !latest.recovers(other.member.id));
+        if !whole || !self.nodes[node].is_up() || owners_min(latest) < 2 {
+            return;
+        }
+        self.count("fault: power cut");
+        self.lose_power(node);
+        let down = self.rng.tailed(200 * MS);
+        self.schedule(down, Ev::Restart { node });
     }
 
     fn jump(&mut self, node: usize) {

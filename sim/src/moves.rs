@@ -388,8 +388,12 @@ impl World {
         }
         for (&key, &must) in &moving.must {
             let record_key = self.record_key(key);
-            let target: Vec<NodeId> = placed
-                .sets(&record_key)
+            let sets = placed.sets(&record_key);
+            let stays = |owner: NodeId| {
+                let mut current = sets.iter().filter(|set| !set.id.target);
+                current.any(|set| set.nodes.contains(&owner))
+            };
+            let target: Vec<NodeId> = sets
                 .iter()
                 .filter(|set| set.id.target)
                 .flat_map(|set| set.nodes.iter().copied())
@@ -398,7 +402,14 @@ impl World {
                 let Some(at) = self.index_of(owner).filter(|at| self.has_its_data(*at)) else {
                     continue;
                 };
-                let found = self.nodes[at].disk.durable().records.get(&record_key);
+                // An owner that stays need not have synced what it got in the ordinary way.
+                let disk = &self.nodes[at].disk;
+                let store = if self.plan.faults.power > 0 && stays(owner) {
+                    &disk.visible
+                } else {
+                    disk.durable()
+                };
+                let found = store.records.get(&record_key);
                 let has = found.map(torc_protocol::record::Record::version);
                 // A copy with a floor need not hold what is dead by it.
                 let gone = has.is_none() && self.is_collected(at, &record_key, must);

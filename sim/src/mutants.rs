@@ -63,6 +63,7 @@ pub fn broken(mutant: Mutant) -> &'static [Invariant] {
             I::Books,
         ],
         Mutant::ReadIgnoresFloor => &[I::Deleted, I::Order],
+        Mutant::RecoveringCounts => &[I::Readable, I::Order, I::Durable, I::Covered],
         // What other rules prevent hides these, or they want a rarer meeting of events than worlds bring.
         Mutant::RebuildRaisesFirst
         | Mutant::SessionCountedEarly

@@ -84,7 +84,7 @@ pub struct Plan {
 }
 
 /// Numbers of a plan that can be set by name; those from `loss` on are rates of faults, 0 for none.
-pub const NAMES: [&str; 35] = [
+pub const NAMES: [&str; 36] = [
     "nodes",
     "ops",
     "run",
@@ -110,6 +110,7 @@ pub const NAMES: [&str; 35] = [
     "full",
     "jumps",
     "configs",
+    "power",
     "wipes",
     "images",
     "refusals",
@@ -164,6 +165,9 @@ pub struct Faults {
     pub jumps: u64,
     /// Weight of new ring versions with the same members.
     pub configs: u64,
+    /// Weight of power cuts, where commits are not fsynced: what was not synced is gone, and the node comes back
+    /// under its id. Lives that end otherwise lose nothing there.
+    pub power: u64,
     /// Weight of lost data directories: the node comes back as a new one.
     pub wipes: u64,
     /// Weight of disks that are set back to an older image.
@@ -200,6 +204,12 @@ impl Plan {
     }
 
     fn draw_world(seed: u64, ops: u64, floors: bool) -> Self {
+        let mut plan = Self::draw_all(seed, ops, floors);
+        plan.draw_power();
+        plan
+    }
+
+    fn draw_all(seed: u64, ops: u64, floors: bool) -> Self {
         let mut rng = Rng::new(seed);
         let rng = &mut rng;
         let nodes = rng.pick(&[1, 2, 3, 3, 3, 4, 5, 5, 6, 7]);
@@ -344,6 +354,35 @@ impl Plan {
         }
     }
 
+    /// Where the power is cut, nothing else takes records away, so that all that is promised can be looked at. In
+    /// some of these worlds owners miss writes, and only what they cover brings them back. Draws from a sequence
+    /// of its own.
+    fn draw_power(&mut self) {
+        let faults = &mut self.faults;
+        if self.fsync || faults.power == 0 {
+            faults.power = 0;
+            return;
+        }
+        (faults.wipes, faults.images, faults.rot) = (0, 0, 0);
+        (faults.twins, faults.relics, faults.force) = (0, 0, 0);
+        let mut rng = Rng::new(self.seed ^ 0x0090_3e12);
+        faults.power = rng.pick(&[1, 3, 10]);
+        if rng.chance(500) {
+            (self.n, self.r, self.w) = (3, Quorum::Count(2), Quorum::Count(2));
+            self.nodes = self.nodes.max(3);
+            (self.own_quorums, self.sloppy) = (false, false);
+            // So many that what was lost is not written anew at once.
+            (self.hint_bytes_max, self.keys) = (500, rng.pick(&[20, 100, 300]));
+            (faults.cuts, faults.every) = (3, 300 * MS);
+            self.clients = self.clients.max(4);
+            self.think = self.think.max(10 * MS);
+            self.mix = [4, 3, self.mix[2], self.mix[3], self.mix[4]];
+            if self.floor_interval == 0 {
+                (self.repair, self.antientropy) = (ReadRepair::Off, false);
+            }
+        }
+    }
+
     /// Ring versions change under many writes that are on their way for long, and that replicas then
     /// cannot look up.
     fn storm(&mut self) {
@@ -373,6 +412,8 @@ impl Plan {
                 self.fsync = false;
                 (faults.jumps, faults.crashes, faults.cuts) = (2, 3, 3);
                 (faults.every, faults.slow, faults.wipes) = (50 * MS, 50, 0);
+                // Each crash is one, so that nothing is promised.
+                faults.power = 0;
                 (self.mix, self.keys, self.drift_max) = ([1, 3, 0, 0, 0], 3, 60 * SECOND);
                 (self.clients, self.think) = (4, 200 * MS);
             }
@@ -452,6 +493,7 @@ impl Plan {
             "full" => &mut faults.full,
             "jumps" => &mut faults.jumps,
             "configs" => &mut faults.configs,
+            "power" => &mut faults.power,
             "wipes" => &mut faults.wipes,
             "images" => &mut faults.images,
             "refusals" => &mut faults.refusals,
@@ -471,7 +513,7 @@ impl Plan {
     /// Whether data that was reported committed may be gone later.
     #[must_use]
     pub fn forgets(&self) -> bool {
-        !self.fsync && self.faults.end_lives()
+        !self.fsync && self.faults.end_lives() && self.faults.power == 0
     }
 }
 
@@ -497,11 +539,8 @@ impl Faults {
             full: some(&[1, 2]),
             jumps: some(&[1, 2]),
             configs: some(&[1, 3, 10]),
-            wipes: {
-                // A fault that there is no more was drawn here: the rest of a seed stays as it was.
-                some(&[1]);
-                some(&[1])
-            },
+            power: some(&[1]),
+            wipes: some(&[1]),
             images: some(&[1]),
             refusals: some(&[1, 10]),
             rot: some(&[1]),
@@ -518,12 +557,13 @@ impl Faults {
     /// Without anything that excuses a missing hint.
     fn spare_hints(&mut self) {
         (self.crashes, self.wipes, self.images, self.rot) = (0, 0, 0, 0);
-        (self.full, self.refusals) = (0, 0);
+        (self.full, self.refusals, self.power) = (0, 0, 0);
     }
 
     /// Whether lives of nodes end without a warning.
     pub(crate) fn end_lives(&self) -> bool {
-        let faults = self.crashes > 0 || self.wipes > 0 || self.images > 0 || self.rot > 0;
+        let faults =
+            self.crashes > 0 || self.power > 0 || self.wipes > 0 || self.images > 0 || self.rot > 0;
         faults || self.force > 0
     }
 

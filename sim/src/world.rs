@@ -184,6 +184,8 @@ pub(crate) struct World {
     /// The change of the ring that runs.
     pub(crate) moving: Option<Moving>,
     pub(crate) clients: Clients,
+    /// When a machine lost its power last.
+    pub(crate) cut_at: Option<u64>,
     pub(crate) agreed: Agreed,
     pub(crate) mint: Mint,
     pub(crate) deleted: Deleted,
@@ -223,6 +225,7 @@ impl World {
             next_wish: 0,
             moving: None,
             clients: Clients::default(),
+            cut_at: None,
             agreed: Agreed::default(),
             mint: Mint::default(),
             deleted: Deleted::default(),

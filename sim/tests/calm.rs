@@ -24,6 +24,7 @@ fn calm(seed: u64) -> Plan {
         "full",
         "jumps",
         "configs",
+        "power",
         "wipes",
         "images",
         "refusals",

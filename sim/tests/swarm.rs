@@ -8,7 +8,7 @@ const SEEDS: std::ops::Range<u64> = 0..2_000;
 const OPS: u64 = 2_000;
 
 /// States that few runs reach; a swarm that no longer reaches them would prove nothing.
-const RARE: [&str; 30] = [
+const RARE: [&str; 32] = [
     "fault: data lost",
     "fault: disk corrupt",
     "fault: disk set back",
@@ -17,6 +17,7 @@ const RARE: [&str; 30] = [
     "fault: equal versions",
     "fault: node removed by force",
     "fault: other members",
+    "fault: power cut",
     "fault: started with old data",
     "fault: switch not heard of",
     "rare: amnesia noticed",
@@ -32,6 +33,7 @@ const RARE: [&str; 30] = [
     "rare: hint dropped",
     "rare: left",
     "rare: read repair",
+    "rare: recovered",
     "rare: replica refused a version for drift",
     "rare: replica refused another ring",
     "rare: ring change aborted",

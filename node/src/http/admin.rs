@@ -250,6 +250,7 @@ fn member(member: &Member, view: &View, state: &State, n: u8) -> Value {
         .as_ref()
         .is_none_or(|target| target.iter().any(|m| m.id == member.id));
     let phase = match (config.is_current(member.id), in_target) {
+        (true, true) if config.recovers(member.id) => "recovering",
         (true, true) => "member",
         (true, false) => "leaving",
         (false, _) => "joining",

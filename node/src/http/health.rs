@@ -47,12 +47,13 @@ pub(super) fn components(handle: &Handle) -> Response<Body> {
     let membership = if let Err(reason) = handle.ready() {
         json!({"status": "down", "reason": reason.to_string()})
     } else {
-        let status = if alive < members.len() {
+        let recovering = view.as_ref().map_or(0, |view| view.config.recovering.len());
+        let status = if alive < members.len() || recovering > 0 {
             "degraded"
         } else {
             "ok"
         };
-        json!({"status": status, "members": members.len(), "alive": alive})
+        json!({"status": status, "members": members.len(), "alive": alive, "recovering": recovering})
     };
     let clock = if state.clock_trusted {
         json!({"status": "ok"})

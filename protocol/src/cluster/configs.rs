@@ -478,7 +478,9 @@ impl Cluster {
             members: config.current.len(),
         });
         self.note_removal(now);
+        self.recovery_applied(config);
         self.serve_if_ready(now);
+        self.let_shards_serve();
         self.apply_next();
     }
 

@@ -122,6 +122,11 @@ impl Cluster {
 
     /// This node's shards have everything that it gains under that ring version.
     pub(super) fn on_covered(&mut self, ring: RingVersion) {
+        // What it had may be gone: there will be another ring version, under which its shards begin anew.
+        if !self.recovery.may_serve() {
+            return;
+        }
+        self.recovery_covered(ring);
         if self.drive.own.0 < ring {
             self.drive.own = (ring, Progress::default());
         }

@@ -114,7 +114,7 @@ impl Cluster {
         let passed = matches!(&self.phase, Phase::Checking(check) if check.passed);
         if passed && self.configs.applied().0 > 0 {
             self.phase = Phase::Serving;
-            self.out.push_back(ClusterOutput::Serve);
+            self.let_shards_serve();
             self.drive_later(now);
         }
     }

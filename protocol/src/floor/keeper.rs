@@ -55,6 +55,8 @@ pub(crate) struct Keeper {
     pub(super) budget: crate::budget::Budget,
     pub(super) rng: Rng,
     reported: Mono,
+    /// The next config finds floors that belong to records which may be gone.
+    lost: bool,
 }
 
 /// What a commit was for.
@@ -112,6 +114,7 @@ impl Keeper {
             budget: crate::budget::Budget::new(core.settings.repair_rate),
             rng: Rng::new(core.settings.seed ^ 0x666c_6f6f),
             reported: core.now.mono,
+            lost: core.settings.lost,
         }
     }
 
@@ -336,9 +339,10 @@ impl Keeper {
         }
     }
 
-    /// What this node does not own has no floor here; its closes and promises stay.
+    /// What this node does not own, or may lack records of, has no floor here; its closes and promises stay.
     fn clear_lost(&mut self, core: &mut Core, view: &View) {
         let node = core.node();
+        let lost = std::mem::take(&mut self.lost);
         let exists = |tree: &TreeId| view.config.bucket_by_id(tree.0).is_some();
         core.floors.inheriting.retain(exists);
         self.inherits.retain(|tree, _| exists(tree));
@@ -350,7 +354,7 @@ impl Keeper {
                 let key = StateKey::Floor(tree.0, tree.1);
                 let id = core.commit(Write::StateDelete { key }, Sync::Fsync);
                 self.pending.insert(id, Pending::Cleared);
-            } else if !view.keeps(node, tree.0, tree.1)
+            } else if (lost || !view.keeps(node, tree.0, tree.1))
                 && (core.floors.fall(tree) || self.pending.values().any(|p| p.raises(tree)))
             {
                 let id = core.store_mark(tree);

@@ -50,7 +50,12 @@ impl Keeper {
                 let view = core.view.as_ref();
                 view.is_some_and(|view| view.keeps(node, tree.0, tree.1))
             };
-            if !keeps(core.node()) || !keeps(peer) {
+            // Whoever may have lost records is nobody's source of absence.
+            let recovers = |node| {
+                let view = core.view.as_ref();
+                view.is_some_and(|view| view.config.recovers(node))
+            };
+            if !keeps(core.node()) || !keeps(peer) || recovers(peer) {
                 core.floors.unhear(tree);
                 continue;
             }

@@ -350,7 +350,7 @@ impl Shard {
         let partition = self.core.partition(key);
         let (r, w) = (r.unwrap_or(bucket.r), bucket.w);
         let need = self.core.need_to_read(bucket, partition, |n| r.required(n));
-        let repair_need = self.core.need_to_read(bucket, partition, |n| {
+        let repair_need = self.core.need_to_repair(bucket, partition, |n| {
             let rest = (n + 1).saturating_sub(r.required(n));
             w.required(n).max(rest).min(n)
         });

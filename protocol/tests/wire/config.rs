@@ -43,6 +43,31 @@ fn a_config_without_tables_keeps_its_bytes_and_one_with_tables_has_its_own_form(
     assert!(wire::decode_config(&empty).is_err(), "no two forms of one");
 }
 
+#[test]
+fn a_config_in_which_members_recover_has_a_form_of_its_own_and_any_other_keeps_its_bytes() {
+    for before in [config(), config_with_tables()] {
+        let first = before.current[0].id;
+        let config = before.with_recovering(first).expect("a member");
+        let bytes = wire::encode_config(&config).expect("encodes");
+        assert_eq!(bytes[0], 3);
+        assert_eq!(wire::decode_config(&bytes).expect("decodes"), config);
+        let list = format!("0100000000000000{:02x}00000000000000", first.0);
+        assert!(hex(&bytes).ends_with(&list), "one node, which stands last");
+        let mut stranger = config.clone();
+        stranger.recovering = vec![NodeId(77)];
+        let bytes = wire::encode_config(&stranger).expect("encodes");
+        assert!(matches!(
+            wire::decode_config(&bytes),
+            Err(WireError::Config(_))
+        ));
+        let mut nobody = wire::encode_config(&before).expect("encodes").to_vec();
+        let left_out = if nobody[0] == 1 { 24 } else { 8 };
+        nobody[0] = 3;
+        nobody.extend([0; 24].iter().take(left_out));
+        assert!(wire::decode_config(&nobody).is_err(), "no two forms of one");
+    }
+}
+
 const TABLES: &str = "0100000000000000030c0000000000000035e8f4d9c9cb26762c606e3401000000000000000312000000000000001096906c86616116132a42c289c2842a20e0";
 
 #[test]

@@ -390,6 +390,8 @@ fn cluster() -> Vec<(&'static str, ClusterMessage)> {
                 reached: vec![NodeId(4)],
             },
         ),
+        ("lost", ClusterMessage::Lost { above: ring }),
+        ("recovered", ClusterMessage::Recovered { ring }),
         (
             "prepare",
             ClusterMessage::Prepare {

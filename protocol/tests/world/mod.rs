@@ -126,6 +126,10 @@ pub(crate) struct Node {
     /// Ranges on its disk that it does not own.
     pub(crate) leftovers: usize,
     pub(crate) replaces: Option<String>,
+    /// Its power was cut without fsync, and it has not got everything back.
+    pub(crate) lost: bool,
+    /// Ring versions under which it told its shards to serve, one for each life that came so far.
+    pub(crate) served: Vec<RingVersion>,
     pub(crate) events: Vec<ClusterEvent>,
     /// Nobody reaches it at the address that it gives.
     pub(crate) wrong_address: bool,
@@ -235,6 +239,8 @@ impl World {
             cleaned: ConfigVersion(0),
             leftovers: 0,
             replaces: None,
+            lost: false,
+            served: Vec::new(),
             events: Vec::new(),
             wrong_address: false,
         });
@@ -287,6 +293,7 @@ impl World {
         let is_used = !persisted.decided.is_empty();
         let mut settings = ClusterSettings::new(seed);
         settings.replaces.clone_from(&node.replaces);
+        settings.lost = node.lost;
         #[cfg(feature = "mutants")]
         {
             settings.mutant = self.mutant;
@@ -489,7 +496,23 @@ impl World {
         }
     }
 
+    /// The ring version of the config that a node has durably applied.
+    fn applied_ring(&self, index: usize) -> Option<RingVersion> {
+        let stored = self.nodes[index].disk.get(&StateKey::Applied)?;
+        let version = u64::from_be_bytes(stored[..].try_into().expect("eight bytes"));
+        let config = self.decided.get(&ConfigVersion(version))?;
+        Some(config.ring_version)
+    }
+
     fn answer(&mut self, to: usize, answer: Answer) {
+        if let Answer::Covered(ring) = answer
+            && self.applied_ring(to).is_none_or(|applied| applied < ring)
+        {
+            // Shards cover others only under a config that is durably applied.
+            let life = self.nodes[to].life;
+            self.after(20 * MS, Happening::Answer { to, life, answer });
+            return;
+        }
         let input = match answer {
             Answer::Drained(ring) => ClusterInput::Drained(ring),
             Answer::Leftovers(version) => {
@@ -594,7 +617,9 @@ impl World {
             ClusterOutput::Serve => {
                 assert!(!node.serves && node.ring.is_some(), "once, and with a ring");
                 node.serves = true;
+                node.served.extend(node.ring);
             }
+            ClusterOutput::Recovered => node.lost = false,
             ClusterOutput::ClockTrusted(trusted) => node.trusted = trusted,
             ClusterOutput::JoinRefused(refusal) => {
                 let is_final = refusal.is_final();
@@ -649,7 +674,8 @@ impl World {
                 answer: Answer::Drained(ring),
             },
         );
-        if config.target.is_some() && self.nodes[index].covers {
+        let has_to_cover = config.target.is_some() || config.recovers(self.nodes[index].id);
+        if has_to_cover && self.nodes[index].covers {
             let answer = Answer::Covered(ring);
             let delay = delay + self.rng.between(0, self.cover_delay);
             self.after(
@@ -700,7 +726,7 @@ impl World {
                 let life = (from, self.nodes[from].life);
                 let known = *self.ballots.entry(*ballot).or_insert(life);
                 assert_eq!(known, life, "a ballot is used twice");
-                assert!(self.nodes[from].serves, "proposes before it may");
+                assert!(self.takes_part(from), "proposes before it may");
                 return;
             }
             ClusterMessage::Promise {
@@ -710,7 +736,7 @@ impl World {
             _ => return,
         };
         let node = &self.nodes[from];
-        assert!(node.serves, "votes before it may");
+        assert!(self.takes_part(from), "votes before it may");
         if node.disk.contains_key(&StateKey::Decided(version)) {
             return;
         }
@@ -733,6 +759,19 @@ impl World {
         assert!(acceptor.prepare(below).is_err(), "the promise is on disk");
     }
 
+    /// Whether a node has passed its start check. One that has lost records votes before it serves.
+    fn takes_part(&self, index: usize) -> bool {
+        let node = &self.nodes[index];
+        let votes = |machine: &Cluster| node.lost && machine.is_serving();
+        node.serves || node.machine.as_ref().is_some_and(votes)
+    }
+
+    /// The power of that node is cut: its records may be gone, what is fsynced is not.
+    pub(crate) fn cut_power(&mut self, index: usize) {
+        self.crash(index);
+        self.nodes[index].lost = true;
+    }
+
     pub(crate) fn latest(&self) -> Option<&Arc<Config>> {
         self.decided.values().next_back()
     }
@@ -742,7 +781,7 @@ impl World {
         latest.filter_map(|member| self.index(member.id)).collect()
     }
 
-    /// Everybody who is no refused joiner serves at the newest config.
+    /// Everybody who is no refused joiner serves at the newest config, and nobody recovers.
     pub(crate) fn is_formed(&self) -> bool {
         self.all_but(None)
     }
@@ -759,7 +798,9 @@ impl World {
             .all(|node| {
                 node.machine.as_ref().is_some_and(|machine| {
                     machine.is_serving()
+                        && node.serves
                         && latest.target.is_none()
+                        && latest.recovering.is_empty()
                         && machine.applied() == latest.version
                         && machine.latest().map(|config| config.version) == Some(latest.version)
                 })

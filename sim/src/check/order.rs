@@ -40,10 +40,18 @@ pub struct Part {
     pub count: usize,
 }
 
+/// The greatest versions known to be on so many owners of a set, by that number.
+#[derive(Clone, Debug)]
+struct Known {
+    set: SetId,
+    of: usize,
+    on: [Option<Version>; OWNERS_MAX + 1],
+}
+
 /// The greatest versions known to be on at least so many owners.
 #[derive(Clone, Debug, Default)]
 pub struct Floor {
-    sets: Vec<(SetId, [Option<Version>; OWNERS_MAX + 1])>,
+    sets: Vec<Known>,
     /// On a majority of each set that there was.
     majority: Option<Version>,
 }
@@ -52,16 +60,28 @@ impl Floor {
     /// The version is on that many owners of each set.
     pub fn raise(&mut self, on: &[Part], version: Version) {
         for part in on {
-            let at = self.sets.iter().position(|(set, _)| *set == part.set);
+            let at = self.sets.iter().position(|known| known.set == part.set);
             let at = at.unwrap_or_else(|| {
-                self.sets.push((part.set, [None; OWNERS_MAX + 1]));
+                let (set, of) = (part.set, part.of);
+                let on = [None; OWNERS_MAX + 1];
+                self.sets.push(Known { set, of, on });
                 self.sets.len() - 1
             });
-            let slot = &mut self.sets[at].1[part.count.min(OWNERS_MAX)];
+            let slot = &mut self.sets[at].on[part.count.min(OWNERS_MAX)];
             *slot = (*slot).max(Some(version));
         }
         if is_majority(on) {
             self.majority = self.majority.max(Some(version));
+        }
+    }
+
+    /// An owner has lost what it had: of what at most half of the owners of a set have, one copy is gone. What
+    /// more of them have it gets back before it counts.
+    pub fn forget_one(&mut self) {
+        for Known { of, on, .. } in &mut self.sets {
+            for count in 1..=*of / 2 {
+                on[count - 1] = on[count - 1].max(on[count].take());
+            }
         }
     }
 
@@ -75,7 +95,7 @@ impl Floor {
     #[must_use]
     pub fn seen_by(&self, asked: &[Part]) -> Option<Version> {
         let counted = asked.iter().filter_map(|part| {
-            let (_, slots) = self.sets.iter().find(|(set, _)| *set == part.set)?;
+            let slots = self.sets.iter().find(|known| known.set == part.set)?.on;
             let overlapping =
                 (1..=OWNERS_MAX).filter(|on| on + part.count > part.of && *on <= part.of);
             overlapping.filter_map(|on| slots[on]).max()
@@ -155,6 +175,18 @@ mod tests {
             read(&floor, &[part(1, 1, 3)], None).is_ok(),
             "quorums that do not overlap promise nothing"
         );
+    }
+
+    #[test]
+    fn what_a_minority_has_may_be_lost_with_one_owner_and_what_a_majority_has_may_not() {
+        let mut floor = Floor::default();
+        floor.raise(&[part(1, 1, 3)], version(6));
+        floor.raise(&[part(1, 2, 3)], version(5));
+        let all = [part(1, 3, 3)];
+        assert!(read(&floor, &all, Some(version(5))).is_err());
+        floor.forget_one();
+        assert!(read(&floor, &all, Some(version(5))).is_ok());
+        assert!(read(&floor, &all, Some(version(4))).is_err());
     }
 
     #[test]

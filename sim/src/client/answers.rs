@@ -84,6 +84,7 @@ impl World {
                 count: if blocking { promised } else { copies.min(1) },
             });
         }
+        let on = self.shaken(op.begun, on);
         self.raise(key, &on, digest.version);
     }
 

@@ -12,11 +12,16 @@ use torc_protocol::time::{MS, Mono};
 use torc_protocol::wire;
 use torc_ring::{Config, Member, NodeId, RingVersion};
 
-use super::node::{CLUSTER, Fate, Place};
+use super::node::{CLUSTER, Fate, Machine, Place};
 use super::text::{BriefCluster, BriefOutput};
 use super::{Ev, World};
 use crate::check::agreed::Agreed;
 use crate::check::{Invariant, Violation};
+
+/// Whether somebody has to get copies from others before the next config.
+fn demands_copies(config: &Config) -> bool {
+    config.target.is_some() || !config.recovering.is_empty()
+}
 
 impl World {
     pub(super) fn cluster_tick(&mut self, node: usize, life: u32) {
@@ -107,6 +112,10 @@ impl World {
             ClusterOutput::Apply(config) => self.apply(node, &config),
             ClusterOutput::Dial(member) => self.dial(node, &member),
             ClusterOutput::Serve => self.serve(node),
+            ClusterOutput::Recovered => {
+                self.count("rare: recovered");
+                self.nodes[node].disk.lost = false;
+            }
             ClusterOutput::ClockTrusted(trusted) => {
                 self.count("rare: clock judged anew");
                 self.mail_all(node, || Input::ClockTrusted(trusted));
@@ -141,10 +150,7 @@ impl World {
             }
             ClusterOutput::Event(event) => {
                 if let ClusterEvent::Applied { ring, version, .. } = event {
-                    let joint = self
-                        .agreed
-                        .at(version.0)
-                        .is_some_and(|c| c.target.is_some());
+                    let joint = self.agreed.at(version.0).is_some_and(|c| demands_copies(c));
                     self.applied(node, ring, joint);
                     self.crash_at_step(node);
                 }
@@ -174,6 +180,7 @@ impl World {
             ClusterEvent::FarBehind { .. } => "rare: far behind",
             ClusterEvent::Switching { .. } => "switch proposed",
             ClusterEvent::TargetLost { .. } => "rare: target given up",
+            ClusterEvent::Recovering { .. } => "rare: recovering",
             ClusterEvent::BadConfig { .. } => {
                 self.fail(Violation::new(
                     Invariant::Agreed,
@@ -200,14 +207,14 @@ impl World {
         let placed = self.placed(config);
         self.mail_all(node, || Input::Config(placed.view.clone()));
         if durable {
-            self.applied(node, config.ring_version, config.target.is_some());
+            self.applied(node, config.ring_version, demands_copies(config));
         }
     }
 
     /// Shards compare their copies only under a config that is durably applied, and in some worlds only when
-    /// a change of the ring demands it.
-    fn applied(&mut self, node: usize, ring: RingVersion, joint: bool) {
-        if self.plan.antientropy || joint {
+    /// the config demands it.
+    fn applied(&mut self, node: usize, ring: RingVersion, demanded: bool) {
+        if self.plan.antientropy || demanded {
             self.mail_all(node, || Input::Applied(ring));
         }
     }
@@ -308,7 +315,7 @@ impl World {
                 let decided = self.nodes[node].latest().map(|config| config.version);
                 let based = Agreed::proposes(id, decided.unwrap_or_default(), *version);
                 self.check(based);
-                Agreed::takes_part(id, self.nodes[node].serving)
+                Agreed::takes_part(id, self.takes_part(node))
             }
             ClusterMessage::Promise {
                 version, ballot, ..
@@ -327,6 +334,13 @@ impl World {
         self.check(result);
     }
 
+    /// Whether a node has passed its start check. One that has lost records votes before it serves.
+    fn takes_part(&self, node: usize) -> bool {
+        let this = &self.nodes[node];
+        let votes = |machine: &Machine| this.disk.lost && machine.cluster.is_serving();
+        this.serving || this.machine.as_ref().is_some_and(votes)
+    }
+
     fn vote_is_kept(
         &self,
         node: usize,
@@ -341,7 +355,7 @@ impl World {
             // What was decided meanwhile says more than the vote.
             return Ok(());
         }
-        Agreed::takes_part(id, self.nodes[node].serving)?;
+        Agreed::takes_part(id, self.takes_part(node))?;
         let stored = states.get(&key).and_then(|b| Acceptor::decode(b).ok());
         Agreed::votes(id, stored.as_ref(), vote)
     }

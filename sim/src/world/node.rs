@@ -184,14 +184,15 @@ impl World {
         self.nodes[node].life == life && self.nodes[node].is_up()
     }
 
-    /// Whether the newest config names every node that has been started, and all of them serve under it.
+    /// Whether the newest config names every node that has been started, all of them serve under it, and nobody
+    /// recovers.
     /// (While a member's data is lost, nobody can join.)
     pub(crate) fn is_formed(&self) -> bool {
         let Some(latest) = self.agreed.latest() else {
             return false;
         };
         let open = self.lost_members() == 0;
-        let settled = latest.target.is_none();
+        let settled = latest.target.is_none() && latest.recovering.is_empty();
         let nodes = self.nodes.iter();
         let mut there = nodes.filter(|n| !n.dormant);
         settled
@@ -278,6 +279,7 @@ impl World {
         settings.zone.clone_from(&this.member.zone);
         settings.durable_bound = this.disk.visible.shards_bound();
         settings.store_empty = this.disk.visible.records.is_empty();
+        settings.lost = this.disk.lost;
         settings.seed = seed.wrapping_add(u64::from(index) << 32);
         settings.drift_max = plan.drift_max;
         settings.hint_bytes_max = plan.hint_bytes_max;
@@ -311,6 +313,7 @@ impl World {
         let mut settings = ClusterSettings::new(seed);
         settings.drift_max = self.plan.drift_max;
         settings.mutant = self.plan.mutant;
+        settings.lost = self.nodes[node].disk.lost;
         settings.replaces.clone_from(&self.nodes[node].replaces);
         let this = &mut self.nodes[node];
         let state = this.disk.visible.states.clone();
@@ -350,15 +353,37 @@ impl World {
         self.cluster_input(node, ClusterInput::Contacts(contacts));
     }
 
-    /// The process ends without any warning.
+    /// The process ends without any warning. Where the power can be cut, too, nothing is lost by that; else the
+    /// machine ends with it.
     pub(crate) fn crash(&mut self, node: usize) {
         self.note(format_args!("n{node} crashes"));
         let rng = &mut self.rng;
         let this = &mut self.nodes[node];
+        if self.plan.faults.power > 0 {
+            this.disk.kill(rng);
+        } else {
+            this.disk.crash(rng);
+        }
+        self.down(node);
+    }
+
+    /// The machine ends: what was not synced is gone.
+    pub(crate) fn lose_power(&mut self, node: usize) {
+        self.note(format_args!("n{node} loses its power"));
+        let rng = &mut self.rng;
+        let this = &mut self.nodes[node];
+        this.disk.crash(rng);
+        this.disk.lost = true;
+        self.cut_at = Some(self.now);
+        self.clients.forget_one();
+        self.down(node);
+    }
+
+    fn down(&mut self, node: usize) {
+        let this = &mut self.nodes[node];
         this.slots.clear();
         this.machine = None;
         this.serving = false;
-        this.disk.crash(rng);
         this.paused_until = 0;
         self.clients_lost(node);
     }

@@ -227,7 +227,11 @@ pub(super) const SHAPES: &[Shape] = &[
             field("peer", Kind::Text, ""),
             field("http", Kind::Text, ""),
             field("alive", Kind::Flag, "As seen from this node"),
-            field("state", Kind::Word(&["member", "joining", "leaving"]), ""),
+            field(
+                "state",
+                Kind::Word(&["member", "joining", "leaving", "recovering"]),
+                "",
+            ),
         ],
     },
     Shape {

@@ -35,11 +35,14 @@ pub fn broken(mutant: Mutant) -> &'static [Invariant] {
         Mutant::TieByArrival | Mutant::MergeByMillisecond => &[I::Converge, I::Order, I::Durable],
         Mutant::DoubtForgotten => &[I::Genuine],
         Mutant::SupersededUntold => &[I::Order],
-        Mutant::LeafForgotten => &[I::Converge],
+        // What a comparison overlooks, a ring change does not bring either.
+        Mutant::LeafForgotten => &[I::Converge, I::Covered],
         // A copy that was left out may differ for ever before anybody reads what is wrong in it.
-        Mutant::FloorSkipsOwner => &[I::Deleted, I::Order, I::Readable, I::Converge],
+        // Or it is never made equal to the others', and the change of the ring waits for it.
+        Mutant::FloorSkipsOwner => &[I::Deleted, I::Order, I::Readable, I::Converge, I::Progress],
         Mutant::FloorSkipsHints => &[I::Progress, I::Readable, I::Order, I::Durable],
-        Mutant::LowerFloorTrusted => &[I::Deleted],
+        // A value that comes back stands at the switch where a newer tombstone was collected.
+        Mutant::LowerFloorTrusted => &[I::Deleted, I::Covered],
         Mutant::LostFileKeepsFloor => &[I::Deleted, I::Readable],
         Mutant::MergeByExpiry => &[I::Converge, I::Order, I::Durable, I::Readable],
         Mutant::UnionQuorum => &[I::Durable, I::OneRing, I::Order],
@@ -61,6 +64,7 @@ pub fn broken(mutant: Mutant) -> &'static [Invariant] {
             I::Order,
             I::Durable,
             I::Books,
+            I::Covered,
         ],
         Mutant::ReadIgnoresFloor => &[I::Deleted, I::Order],
         Mutant::RecoveringCounts => &[I::Readable, I::Order, I::Durable, I::Covered],

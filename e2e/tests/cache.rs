@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 use tempfile::TempDir;
 use torc_e2e::cluster::{Cluster, Formation, Node, Options, REQUEST_MAX};
 use torc_e2e::http::{self, Request};
-use torc_e2e::services::redis::{Redis, SENTINEL_PASSWORD, Sentinels};
+use torc_e2e::services::redis::{Redis, Sentinels};
 use torc_e2e::{alone, wait};
 
 const SOON: Duration = Duration::from_secs(60);
@@ -258,17 +258,7 @@ fn a_failover_of_the_master_under_load_fails_no_request() {
     let _alone = alone();
     let folder = folder();
     let mut redis = Sentinels::start(folder.path());
-    let sentinels: Vec<_> = redis
-        .addresses
-        .iter()
-        .map(|address| format!("\"{address}\""))
-        .collect();
-    let password = folder.path().join("sentinel-password");
-    std::fs::write(&password, SENTINEL_PASSWORD).expect("the password's file");
-    let config = format!(
-        "sentinels = [{}]\nsentinel_password_file = {password:?}\nttl = \"5s\"",
-        sentinels.join(", ")
-    );
+    let config = format!("{}ttl = \"5s\"", redis.config());
     let cluster = Cluster::start(3, with(&config));
     cluster.nodes.iter().for_each(wait_connected);
     let old = redis.master_port();

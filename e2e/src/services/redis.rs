@@ -12,7 +12,7 @@ use crate::{ports, wait};
 
 const ANSWER_MAX: Duration = Duration::from_secs(5);
 /// What sentinels want to be told first.
-pub const SENTINEL_PASSWORD: &str = "of-the-sentinels";
+const SENTINEL_PASSWORD: &str = "of-the-sentinels";
 
 /// One Redis server.
 #[derive(Debug)]
@@ -114,6 +114,22 @@ impl Sentinels {
         };
         all.wait_agreed();
         all
+    }
+
+    /// What nodes are told of them: keys of the section `[cache]`.
+    pub fn config(&self) -> String {
+        let password = self.folder.join("sentinel-password");
+        fs::write(&password, SENTINEL_PASSWORD)
+            .unwrap_or_else(|error| panic!("write {}: {error}", password.display()));
+        let addresses: Vec<_> = self
+            .addresses
+            .iter()
+            .map(|address| format!("\"{address}\""))
+            .collect();
+        format!(
+            "sentinels = [{}]\nsentinel_password_file = {password:?}\n",
+            addresses.join(", ")
+        )
     }
 
     fn wait_agreed(&self) {

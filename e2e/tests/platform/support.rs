@@ -48,8 +48,8 @@ impl Platform {
             all.join(", ")
         };
         let config = format!(
-            "[cache]\nsentinels = [{}]\n{}\n[queue]\nbrokers = [{}]\n",
-            list(&redis.addresses),
+            "[cache]\n{}{}\n[queue]\nbrokers = [{}]\n",
+            redis.config(),
             wish.cache,
             list(&rabbit.addresses())
         );

@@ -127,8 +127,9 @@ impl Sentinels {
             .map(|address| format!("\"{address}\""))
             .collect();
         format!(
-            "sentinels = [{}]\nsentinel_password_file = {password:?}\n",
-            addresses.join(", ")
+            "sentinels = [{}]\nsentinel_password_file = \"{}\"\n",
+            addresses.join(", "),
+            password.display()
         )
     }
 

@@ -3,7 +3,8 @@
 //!
 //! A node's every change of its disk goes through a journal (`shim/shim.c`). After a `kill -9`, its data
 //! folder is made anew as a power cut may have left it: without what no fsync covered, or with pieces of
-//! it. `TORC_LONG=1` cuts 300 times and flips more bits, `TORC_SEED` repeats a run's choices.
+//! it. With `os` a node that lost what was not synced gets it back from the others before it counts.
+//! `TORC_LONG=1` cuts 300 times (30 with `os`) and flips more bits, `TORC_SEED` repeats a run's choices.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,6 +17,7 @@ use torc_e2e::linearize::check;
 use torc_e2e::powercut::{self, Disk, Lost};
 use torc_e2e::workload::{Load, Mix, Random, is_long, seed};
 use torc_e2e::{alone, history, shim, wait};
+use xxhash_rust::xxh3::xxh3_64;
 
 /// A small memtable, so that tables are written, logs recycled and files removed between two cuts.
 const CONFIG: &str = "[storage]\nwrite_buffer = \"1MiB\"\n";
@@ -116,6 +118,110 @@ fn every_acknowledged_write_survives_a_power_cut() {
         unwritten <= 2 + cuts / 20,
         "the journal was incomplete at {unwritten} of {cuts} cuts"
     );
+    if let Err(violation) = check(&seen.operations) {
+        let path = cluster.folder().join("history.txt");
+        let kept = history::dump(&seen.operations, &path);
+        panic!(
+            "TORC_SEED={seed}: {violation}\nthe whole history: {} ({kept:?})",
+            path.display()
+        );
+    }
+}
+
+/// Rewrites a node's mark as if its machine had been switched off and on since (docs/format.md).
+fn pretend_reboot(node: &Node) {
+    let path = node.data.join("MARK");
+    let mut bytes = fs::read(&path).expect("read the mark");
+    for slot in [0, 4096] {
+        let slot = &mut bytes[slot..slot + 64];
+        slot[40..56].fill(0xee);
+        let sum = xxh3_64(&slot[..56]);
+        slot[56..].copy_from_slice(&sum.to_be_bytes());
+    }
+    fs::write(&path, bytes).expect("write the mark");
+}
+
+/// What a node says the third member is: `member`, or `recovering`.
+fn standing_of_the_third(node: &Node) -> Result<String, String> {
+    let ring = node.ask_admin(&Request::get("/ring"))?.json();
+    let members = ring["members"].as_array().cloned().unwrap_or_default();
+    let third = members.iter().find(|member| member["name"] == "node-3");
+    let state = third.and_then(|member| member["state"].as_str().map(str::to_owned));
+    state.ok_or_else(|| format!("no state of node-3 in {ring}"))
+}
+
+#[test]
+fn a_node_that_lost_what_was_not_synced_gets_it_back_before_it_counts() {
+    let _alone = alone();
+    let seed = seed();
+    let mut random = Random(seed);
+    let cuts = if is_long() { 30 } else { 3 };
+    let mut cluster = Cluster::empty(Options {
+        durability: "os",
+        config: Some(CONFIG.to_owned()),
+        ..Options::default()
+    });
+    for number in 1..=3 {
+        let name = format!("node-{number}");
+        let data = cluster.folder().join(&name);
+        cluster.add_in(&name, &data);
+    }
+    let journal = cluster.folder().join("journal");
+    journalled(&mut cluster.nodes[2], &journal);
+    let mut disk = Disk::of(&cluster.nodes[2].data).expect("an empty folder");
+    let peers: Vec<_> = cluster.nodes.iter().map(|node| node.peer).collect();
+    cluster.form(&peers);
+
+    let mix = Mix {
+        clients: 6,
+        operations_max: usize::MAX,
+        keys: 24,
+        puts: 75,
+        deletes: 5,
+        pace: Duration::from_millis(2),
+        ..Mix::default()
+    };
+    let load = Load::start(&cluster.addresses(), &mix, seed);
+    let (mut lost, mut unwritten) = (Lost::default(), 0);
+    for cut in 1..=cuts {
+        let target = load.operations_so_far() - load.failures_so_far() + 300;
+        wait::until("operations between two cuts", READY_MAX, || {
+            match load.operations_so_far() - load.failures_so_far() {
+                now if now >= target => Ok(()),
+                now => Err(format!("{now} of {target}")),
+            }
+        });
+        let before = cluster.nodes[2].log().len();
+        cluster.nodes[2].kill();
+        let journal = (journal.as_path(), &mut unwritten);
+        lost.add(cut_power(&cluster.nodes[2], disk, journal, &mut random));
+        pretend_reboot(&cluster.nodes[2]);
+        disk = Disk::of(&cluster.nodes[2].data).expect("read the data folder");
+        cluster.nodes[2].start(&Formation::Known);
+        wait::until("the node to count again", READY_MAX, || {
+            for node in &cluster.nodes {
+                let standing = standing_of_the_third(node)?;
+                if standing != "member" {
+                    return Err(format!("{} says {standing}", node.name));
+                }
+            }
+            let said = cluster.nodes[2].log_since(before);
+            let recovered = said.contains("has come back from other nodes");
+            recovered.then_some(()).ok_or(said)
+        });
+        let said = cluster.nodes[2].log_since(before);
+        assert!(
+            said.contains("may have lost writes"),
+            "TORC_SEED={seed}, cut {cut}: it counted at once: {said}"
+        );
+    }
+    let seen = load.finish_reading(&cluster.addresses());
+    eprintln!(
+        "TORC_SEED={seed}: {cuts} power cuts, {lost:?}; {} operations ({} failed)",
+        seen.operations.len(),
+        seen.failures_count
+    );
+    assert!(lost.contents > 0, "no cut took anything: {lost:?}");
     if let Err(violation) = check(&seen.operations) {
         let path = cluster.folder().join("history.txt");
         let kept = history::dump(&seen.operations, &path);

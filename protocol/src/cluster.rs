@@ -5,7 +5,7 @@
 //! - One config per version, applied in order, none skipped; "applied" is durable before it is told.
 //! - A node votes, proposes and serves only after its start check has passed.
 //! - Members change by way of a joint config alone: the ring becomes another one only when every owner that
-//!   it will have has told, naming the joint ring version, that it has everything it gains ([`drive`]).
+//!   it will have has told, naming the joint ring version, that it has everything it gains (`drive.rs`).
 //!
 //! Sources: Lamport, "Paxos Made Simple" (2001), one instance per version; Ongaro, Ousterhout, "In Search
 //! of an Understandable Consensus Algorithm" (2014), section 6, for what a change of members may overlap.

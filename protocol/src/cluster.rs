@@ -9,7 +9,7 @@
 //!
 //! Sources: Lamport, "Paxos Made Simple" (2001), one instance per version; Ongaro, Ousterhout, "In Search
 //! of an Understandable Consensus Algorithm" (2014), section 6, for what a change of members may overlap.
-//! It does not move data: the shards do ([`crate::transfer`]), and tell when they have it.
+//! It does not move data: the shards do (`transfer.rs`), and tell when they have it.
 
 mod admin;
 mod change;

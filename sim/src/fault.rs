@@ -260,7 +260,19 @@ impl World {
     }
 
     pub(crate) fn replace_rotten(&mut self, node: usize) {
-        if self.nodes[node].disk.rotten.is_some() {
+        if self.nodes[node].disk.rotten.is_none() {
+            return;
+        }
+        let id = self.nodes[node].member.id;
+        let latest = self.agreed.latest();
+        let needed = latest.is_some_and(|latest| {
+            latest.member(id).is_some() && self.lost_members() > losses_max(latest)
+        });
+        if needed {
+            // The ring has become smaller since: nobody gives up a disk that the cluster cannot do without.
+            self.count("rare: disk repaired");
+            self.nodes[node].disk.rotten = None;
+        } else {
             self.replace(node);
         }
     }

@@ -112,6 +112,48 @@ fn a_join_through_any_member_or_joiner_works_and_is_quick() {
 }
 
 #[test]
+fn a_joiners_history_has_no_gap_whatever_part_of_a_batch_a_crash_leaves() {
+    // A disk may keep any beginning of a batch that was being written; found by simulated seed 1326.
+    let mut left = 0;
+    loop {
+        let mut world = three(5);
+        for _ in 0..4 {
+            let latest = world.latest().cloned().expect("it is formed");
+            let next = ClusterInput::Propose(Arc::new(latest.reissued()));
+            world.input(0, next);
+            world.run(SECOND);
+        }
+        let late = world.add(Flags::Join(vec![0]), 0);
+        let mut way = None;
+        for _ in 0..20_000 {
+            way = world.older_on_its_way(late);
+            if way.is_some() {
+                break;
+            }
+            world.run(MS / 2);
+        }
+        let (commit, older) = way.expect("it asks for the versions before its first one");
+        assert!(older > 3, "several versions at once: {older}");
+        world.crash_within(late, commit, left);
+        let kept = world.history(late);
+        let newest = *kept.last().expect("what it has joined with");
+        let first = newest + 1 - kept.len() as u64;
+        let gapless: Vec<u64> = (first..=newest).collect();
+        assert_eq!(kept, gapless, "{left} of {older} writes are on its disk");
+        world.start_later(late, 0);
+        let all = |w: &World| {
+            let latest = w.latest().map_or(0, |config| config.version.0);
+            w.is_formed() && w.history(late) == (1..=latest).collect::<Vec<u64>>()
+        };
+        assert!(world.run_till(60 * SECOND, all), "{}", world.account());
+        if left == older {
+            return;
+        }
+        left += 1;
+    }
+}
+
+#[test]
 fn a_taken_name_and_a_taken_address_are_refused() {
     let mut world = three(4);
     let twin = world.add(Flags::Join(vec![0]), 0);

@@ -349,6 +349,48 @@ impl World {
         node.life += 1;
     }
 
+    /// Of the commits under way, the one that brings config versions from before the oldest one on disk; with
+    /// how many there are in it.
+    pub(crate) fn older_on_its_way(&self, index: usize) -> Option<(usize, usize)> {
+        let node = &self.nodes[index];
+        let decided = |key: &StateKey| match key {
+            StateKey::Decided(version) => Some(*version),
+            _ => None,
+        };
+        let oldest = node.disk.keys().find_map(decided)?;
+        let is_older = |write: &Write| match write {
+            Write::StatePut { key, .. } => decided(key).is_some_and(|version| version < oldest),
+            _ => false,
+        };
+        let mut batches = node.commits.iter().enumerate();
+        batches.find_map(|(at, (_, batch))| {
+            let older = batch.writes.iter().filter(|write| is_older(write)).count();
+            (older > 0).then_some((at, older))
+        })
+    }
+
+    /// The node dies while a commit is being written: all before it are on disk, and so many writes of it.
+    pub(crate) fn crash_within(&mut self, index: usize, commit: usize, writes: usize) {
+        let commits = std::mem::take(&mut self.nodes[index].commits);
+        for (at, (_, mut batch)) in commits.into_iter().take(commit + 1).enumerate() {
+            if at == commit {
+                batch.writes.truncate(writes);
+            }
+            self.write(index, batch);
+        }
+        self.crash(index);
+    }
+
+    /// The config versions on a node's disk.
+    pub(crate) fn history(&self, index: usize) -> Vec<u64> {
+        let keys = self.nodes[index].disk.keys();
+        keys.filter_map(|key| match key {
+            StateKey::Decided(version) => Some(version.0),
+            _ => None,
+        })
+        .collect()
+    }
+
     pub(crate) fn start_later(&mut self, index: usize, delay: u64) {
         self.after(delay, Happening::Start { node: index });
     }

@@ -129,6 +129,9 @@ impl World {
                 node = self.rng.pick(&serving);
             }
         }
+        if let Some(newcomer) = self.newcomer() {
+            node = newcomer;
+        }
         if !self.nodes[node].is_up() {
             self.schedule(MS, Ev::Client { client });
             return;

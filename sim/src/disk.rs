@@ -104,6 +104,21 @@ impl Disk {
         !self.group.is_empty()
     }
 
+    /// Whether marks of floors are in the group that is being written.
+    pub(crate) fn writes_marks(&self) -> bool {
+        let is_mark = |write: &Write| {
+            matches!(
+                write,
+                Write::StatePut {
+                    key: StateKey::Floor(..),
+                    ..
+                }
+            )
+        };
+        let mut batches = self.group.iter();
+        batches.any(|(_, _, batch)| batch.writes.iter().any(is_mark))
+    }
+
     /// The group is written: it is visible, and durable as far as somebody asked for that. `refuse` says
     /// of each commit whether there is no room even for what has a reserve.
     pub(crate) fn end(&mut self, mut refuse: impl FnMut() -> bool) -> Done {
@@ -482,9 +497,23 @@ impl Store {
 
     /// The floor of a bucket's partition.
     pub(crate) fn floor(&self, bucket: BucketId, partition: PartitionId) -> Hlc {
+        self.mark(bucket, partition).floor
+    }
+
+    /// How far a bucket's partition is closed.
+    pub(crate) fn close(&self, bucket: BucketId, partition: PartitionId) -> Hlc {
+        self.mark(bucket, partition).close
+    }
+
+    /// Up to where no hint that counts is taken of a bucket's partition.
+    pub(crate) fn promise(&self, bucket: BucketId, partition: PartitionId) -> Hlc {
+        self.mark(bucket, partition).promise
+    }
+
+    fn mark(&self, bucket: BucketId, partition: PartitionId) -> Mark {
         let value = self.states.get(&StateKey::Floor(bucket, partition));
         let mark = value.and_then(|value| Mark::decode(value));
-        mark.unwrap_or_default().floor
+        mark.unwrap_or_default()
     }
 
     pub(crate) fn totals(&self) -> Vec<HintTotal> {

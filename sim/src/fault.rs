@@ -237,6 +237,8 @@ impl World {
         } else {
             this.disk = image;
             this.fate = Fate::SetBack;
+            let id = this.member.id;
+            self.marks.forget(id);
             self.count("fault: disk set back");
             self.note(format_args!("the disk of n{node} is an old image now"));
         }
@@ -332,6 +334,8 @@ impl World {
         this.image = None;
         this.relics = true;
         let back = this.disk.lose_file();
+        let id = this.member.id;
+        self.marks.forget(id);
         self.note(format_args!(
             "n{node} has lost a file, {back} old values are back"
         ));

@@ -127,6 +127,7 @@ impl World {
         for node in 0..self.nodes.len() {
             let this = &mut self.nodes[node];
             (this.offset, this.rate, this.disk.full) = (0, 0, false);
+            this.slow_until = 0;
             this.doomed = false;
             self.replace_rotten(node);
             self.schedule(0, Ev::Restart { node });
@@ -271,7 +272,10 @@ impl World {
             .any(|node| node.books.dropped + node.books.refused > 0);
         // Who leaves takes the hints along that it kept for others.
         let dropped = dropped || self.counts.contains_key("rare: left");
-        !faults.end_lives() && faults.full == 0 && faults.refusals == 0 && !dropped
+        !faults.end_lives()
+            && faults.full + faults.full_at_close == 0
+            && faults.refusals == 0
+            && !dropped
     }
 
     /// Where no coordinator crashed and no hint was dropped, every owner has every acknowledged write

@@ -11,6 +11,7 @@ mod copies;
 mod disk;
 mod fault;
 mod finish;
+mod floors;
 mod gossip;
 pub mod minimise;
 mod moves;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use torc_protocol::cluster_admin::{AdminId, AdminRequest};
 use torc_protocol::cluster_io::ClusterInput;
+use torc_protocol::hlc::Hlc;
 use torc_protocol::message::RecordKey;
 use torc_protocol::time::{MS, SECOND};
 use torc_protocol::version::Version;
@@ -36,14 +37,20 @@ pub(crate) enum Act {
     Abort(usize),
     /// Wish for something else, by way of that node.
     Again(usize),
+    /// Let others be members, by way of that node.
+    Others(usize),
+    /// That node is away for long.
+    Away(usize),
 }
 
 /// What was acknowledged before the change that runs.
 #[derive(Clone, Debug)]
 pub(crate) struct Moving {
-    ring: RingVersion,
-    version: ConfigVersion,
+    pub(crate) ring: RingVersion,
+    pub(crate) version: ConfigVersion,
     must: BTreeMap<u64, Version>,
+    /// By partition: how far its owners had closed it.
+    pub(crate) closes: BTreeMap<u16, Hlc>,
 }
 
 impl World {
@@ -147,6 +154,8 @@ impl World {
                 }
             }
             Act::Abort(node) => self.abort(*node),
+            Act::Others(node) => self.other_members(*node),
+            Act::Away(node) => self.go_away(*node),
             Act::Again(node) => match self.rng.below(3) {
                 0 => self.some_leave(*node),
                 1 => self.other_share(*node),
@@ -217,7 +226,9 @@ impl World {
                 latest.member(other.member.id).is_none() && other.fate == Fate::Stays
             })
             .collect();
+        let one = self.faults.halfway > 0 && self.rng.chance(500);
         let (go, come) = match self.rng.below(6) {
+            _ if one => (1, 1.min(coming.len())),
             0 | 1 => (2.min(here.len()), 2.min(coming.len())),
             2 => (here.len(), coming.len()),
             3 | 4 => (here.len() - 1, 0),
@@ -328,12 +339,14 @@ impl World {
                 return;
             }
             self.count("ring change begun");
+            let closes = self.closes_of(config);
             let keys = 0..self.plan.keys;
             let must = keys.filter_map(|key| Some((key, self.clients.floor(key).majority()?)));
             self.moving = Some(Moving {
                 ring: config.ring_version,
                 version: config.version,
                 must: must.collect(),
+                closes,
             });
             self.change_mind();
             return;
@@ -347,9 +360,22 @@ impl World {
                 ChangeEnd::Aborted => "rare: ring change aborted",
                 ChangeEnd::NoTargetQuorum => "rare: target lost",
             });
+            if last.end == ChangeEnd::Switched {
+                self.go_after_switch();
+            }
             if last.end == ChangeEnd::Switched && !self.plan.forgets() {
                 self.check_complete(&moving);
             }
+        }
+    }
+
+    /// Where raises are stopped halfway, now and then a node goes away as soon as others have come: these have
+    /// promised nothing, and no floor rises until it is back.
+    fn go_after_switch(&mut self) {
+        if self.faults.halfway > 0 && self.rng.chance(400) {
+            let node = self.rng.below(self.nodes.len() as u64) as usize;
+            let after = self.rng.below(200 * MS);
+            self.schedule(after, Ev::Operate(Act::Away(node)));
         }
     }
 
@@ -448,13 +474,7 @@ impl World {
         key: &RecordKey,
         version: ConfigVersion,
     ) -> bool {
-        let (id, disk) = (self.nodes[node].member.id, &self.nodes[node].disk);
-        let partition = key.token.partition(self.plan.bits);
-        let mut later = (version.0 + 1..=disk.visible.decided()).map(ConfigVersion);
-        later.any(|version| {
-            let placed = self.places.at(version);
-            placed.is_some_and(|placed| !placed.view.keeps(id, key.bucket, partition))
-        })
+        self.has_let_go(node, key.token.partition(self.plan.bits), version)
     }
 
     /// Once faults have ended, operators take out who is gone for good, and take back a change that waits for

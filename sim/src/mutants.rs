@@ -36,13 +36,21 @@ pub fn broken(mutant: Mutant) -> &'static [Invariant] {
         Mutant::DoubtForgotten => &[I::Genuine],
         Mutant::SupersededUntold => &[I::Order],
         // What a comparison overlooks, a ring change does not bring either.
-        Mutant::LeafForgotten => &[I::Converge, I::Covered],
+        Mutant::LeafForgotten => &[I::Converge, I::Covered, I::Floors],
         // A copy that was left out may differ for ever before anybody reads what is wrong in it.
         // Or it is never made equal to the others', and the change of the ring waits for it.
-        Mutant::FloorSkipsOwner => &[I::Deleted, I::Order, I::Readable, I::Converge, I::Progress],
-        Mutant::FloorSkipsHints => &[I::Progress, I::Readable, I::Order, I::Durable],
+        Mutant::FloorSkipsOwner => &[
+            I::Floors,
+            I::Deleted,
+            I::Order,
+            I::Readable,
+            I::Converge,
+            I::Progress,
+        ],
+        Mutant::FloorSkipsHints => &[I::Floors, I::Progress, I::Readable, I::Order, I::Durable],
         // A value that comes back stands at the switch where a newer tombstone was collected.
-        Mutant::LowerFloorTrusted => &[I::Deleted, I::Covered],
+        Mutant::LowerFloorTrusted => &[I::Floors, I::Deleted, I::Covered],
+        Mutant::SessionCountedEarly => &[I::Floors, I::Deleted],
         Mutant::LostFileKeepsFloor => &[I::Deleted, I::Readable],
         Mutant::MergeByExpiry => &[I::Converge, I::Order, I::Durable, I::Readable],
         Mutant::UnionQuorum => &[I::Durable, I::OneRing, I::Order],
@@ -52,12 +60,13 @@ pub fn broken(mutant: Mutant) -> &'static [Invariant] {
         }
         Mutant::CleanedEarly => &[I::Covered, I::Order, I::Readable, I::Durable],
         Mutant::CountedHintsLeft | Mutant::SingleSource => &[I::Covered],
-        Mutant::CoveredUnsynced => &[I::Covered, I::Durable, I::Order, I::Readable],
+        Mutant::CoveredUnsynced => &[I::Covered, I::Floors, I::Durable, I::Order, I::Readable],
         Mutant::LeftoversKept => &[I::Cleaned],
         Mutant::AbortNeedsTarget | Mutant::LeaverStopsEarly => &[I::Progress],
         Mutant::CoveredAtLowerFloor => &[I::Covered, I::Deleted, I::Readable, I::Order],
         // Books: a floor that rises over a hint on its way has it taken for delivered where nothing is kept of it.
         Mutant::FloorBeforeCloses => &[
+            I::Floors,
             I::Deleted,
             I::Converge,
             I::Readable,
@@ -68,13 +77,13 @@ pub fn broken(mutant: Mutant) -> &'static [Invariant] {
         ],
         Mutant::ReadIgnoresFloor => &[I::Deleted, I::Order],
         Mutant::RecoveringCounts => &[I::Readable, I::Order, I::Durable, I::Covered],
-        // What other rules prevent hides these, or they want a rarer meeting of events than worlds bring.
-        Mutant::RebuildRaisesFirst
-        | Mutant::SessionCountedEarly
-        | Mutant::CloseNotInherited
+        Mutant::RebuildRaisesFirst => &[I::Deleted],
+        // What is on a disk is wrong before any value is lost by it.
+        Mutant::CloseNotInherited
         | Mutant::ClosesNotAwaited
         | Mutant::RoleWithoutCloses
-        | Mutant::FloorOfNoAnswer
-        | Mutant::FloorOverwritten => &[],
+        | Mutant::FloorOverwritten => &[I::Floors],
+        // It takes an owner that is alone with its floor, and silent the second time that it is asked.
+        Mutant::FloorOfNoAnswer => &[],
     }
 }

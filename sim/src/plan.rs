@@ -84,7 +84,7 @@ pub struct Plan {
 }
 
 /// Numbers of a plan that can be set by name; those from `loss` on are rates of faults, 0 for none.
-pub const NAMES: [&str; 36] = [
+pub const NAMES: [&str; 42] = [
     "nodes",
     "ops",
     "run",
@@ -121,6 +121,12 @@ pub const NAMES: [&str; 36] = [
     "relics",
     "changes",
     "force",
+    "floor_loss",
+    "halfway",
+    "again",
+    "slow_gain",
+    "slow_marks",
+    "full_at_close",
 ];
 
 /// Nothing in a plan is called so.
@@ -188,6 +194,18 @@ pub struct Faults {
     pub changes: u64,
     /// Whether operators give up nodes that have died, and what these have: 0 or 1.
     pub force: u64,
+    /// Lost messages about floors, permille.
+    pub floor_loss: u64,
+    /// Closes and floors on disks at which an operator lets others be members, permille.
+    pub halfway: u64,
+    /// Lost questions of reads that were put to the same node before, permille.
+    pub again: u64,
+    /// Nodes whose disks are slow when they begin to take over partitions, permille.
+    pub slow_gain: u64,
+    /// Commits of floors, closes and promises that take very long, permille.
+    pub slow_marks: u64,
+    /// Closes and floors on disks that are full from then on, permille.
+    pub full_at_close: u64,
 }
 
 impl Plan {
@@ -294,6 +312,7 @@ impl Plan {
             plan.draw_floors();
         }
         if plan.floor_interval > 0 {
+            plan.aim_at_marks(gentle);
             if !storms {
                 plan.draw_floors_and_moves(gentle);
             }
@@ -352,6 +371,40 @@ impl Plan {
         if self.fsync && !gentle && rng.chance(400) {
             self.faults.relics = rng.between(5, 20);
         }
+        if rng.chance(500) {
+            self.stop_halfway(&mut rng);
+            if self.sloppy && !gentle {
+                // Owners that are away are what stand-ins are for.
+                self.faults.crashes = self.faults.crashes.max(1);
+            }
+        }
+    }
+
+    /// In some worlds the steps of a raise are when disks are slow or full. Draws from a sequence of its own.
+    fn aim_at_marks(&mut self, gentle: bool) {
+        let mut rng = Rng::new(self.seed ^ 0x3a9c_51e7);
+        if rng.chance(400) {
+            self.faults.slow_marks = rng.pick(&[20, 100]);
+        }
+        if rng.chance(400) && !gentle {
+            self.faults.full_at_close = rng.pick(&[50, 200]);
+            self.floor_margin = rng.pick(&[0, 0, self.floor_margin]);
+        }
+    }
+
+    /// Raises end halfway and the ring changes just then: owners that come know neither floor nor close, and some
+    /// of those that stay have the floor and others have not.
+    fn stop_halfway(&mut self, rng: &mut Rng) {
+        (self.n, self.r, self.w) = (3, Quorum::Count(2), Quorum::Count(2));
+        (self.nodes, self.spares) = (self.nodes.max(3), self.spares.max(2));
+        (self.bits, self.floor_margin) = (rng.pick(&[0, 0, 2]), rng.pick(&[0, 0, 10 * MS]));
+        (self.mix[0], self.mix[1], self.mix[2]) = (8, 2, 2);
+        self.sloppy |= rng.chance(500);
+        let faults = &mut self.faults;
+        faults.floor_loss = rng.pick(&[50, 150, 300]);
+        faults.halfway = rng.pick(&[0, 20, 100, 300]);
+        faults.again = rng.pick(&[0, 500, 800]);
+        faults.slow_gain = rng.pick(&[0, 300, 900]);
     }
 
     /// Where the power is cut, nothing else takes records away, so that all that is promised can be looked at. In
@@ -504,6 +557,12 @@ impl Plan {
             "relics" => &mut faults.relics,
             "changes" => &mut faults.changes,
             "force" => &mut faults.force,
+            "floor_loss" => &mut faults.floor_loss,
+            "halfway" => &mut faults.halfway,
+            "again" => &mut faults.again,
+            "slow_gain" => &mut faults.slow_gain,
+            "slow_marks" => &mut faults.slow_marks,
+            "full_at_close" => &mut faults.full_at_close,
             _ => return Err(NoSuchName),
         };
         *place = value;
@@ -550,6 +609,12 @@ impl Faults {
             relics: 0,
             changes: 0,
             force: 0,
+            floor_loss: 0,
+            halfway: 0,
+            again: 0,
+            slow_gain: 0,
+            slow_marks: 0,
+            full_at_close: 0,
             every: rng.pick(&[50 * MS, 300 * MS, SECOND, 4 * SECOND]),
         }
     }

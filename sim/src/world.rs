@@ -15,6 +15,7 @@ use torc_ring::{BucketId, Config, NodeId, Token};
 use crate::check::agreed::Agreed;
 use crate::check::deleted::Deleted;
 use crate::check::exchanges::Exchanges;
+use crate::check::floors::Marks;
 use crate::check::mint::Mint;
 use crate::check::rounds::Rounds;
 use crate::check::{Invariant, Violation};
@@ -25,7 +26,7 @@ use crate::plan::{Faults, Plan};
 use crate::rng::Rng;
 
 pub(crate) use self::node::{EPOCH, Fate, Node, Place};
-use torc_protocol::message::RecordKey;
+use torc_protocol::message::{OpId, RecordKey};
 
 mod cluster;
 mod disks;
@@ -189,6 +190,9 @@ pub(crate) struct World {
     pub(crate) agreed: Agreed,
     pub(crate) mint: Mint,
     pub(crate) deleted: Deleted,
+    pub(crate) marks: Marks,
+    /// Questions of reads that were put, where the same one may be lost the second time.
+    pub(crate) asked: BTreeSet<(usize, u32, OpId, NodeId)>,
     pub(crate) rounds: Rounds,
     pub(crate) exchanges: Exchanges,
     pub(crate) counts: Counts,
@@ -229,6 +233,8 @@ impl World {
             agreed: Agreed::default(),
             mint: Mint::default(),
             deleted: Deleted::default(),
+            marks: Marks::default(),
+            asked: BTreeSet::new(),
             rounds: Rounds::default(),
             exchanges: Exchanges::default(),
             counts: Counts::new(),

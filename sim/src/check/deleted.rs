@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use torc_protocol::hlc::Hlc;
 use torc_protocol::record::Record;
 use torc_protocol::version::Version;
+use torc_ring::NodeId;
 
 use super::order::{Floor, Part};
 use super::{Invariant, Violation};
@@ -57,6 +58,33 @@ impl Deleted {
         self.is_dead(version, floor) || later.is_some_and(|later| self.is_dead(*later, floor))
     }
 
+    /// A copy with that floor holds that version of a key, alive.
+    ///
+    /// # Errors
+    /// When a floor has passed something newer that is dead at this floor: what the copy holds was deleted, and
+    /// is taken for what nobody deleted.
+    pub fn holds(
+        &self,
+        (key, node): (u64, NodeId),
+        version: Version,
+        floor: Hlc,
+    ) -> Result<(), Violation> {
+        let dead = self.buried.get(&key).filter(|later| {
+            **later > version && self.is_dead(**later, floor) && !self.is_dead(version, floor)
+        });
+        let Some(dead) = dead else { return Ok(()) };
+        let what = format!(
+            "{node} holds {version} of key {key} at the floor {floor:?}, which {dead} has deleted"
+        );
+        Err(Violation::new(Invariant::Deleted, what))
+    }
+
+    /// The highest floor that an owner of that partition has reached.
+    #[must_use]
+    pub fn floor(&self, partition: u16) -> Hlc {
+        self.floors.get(&partition).copied().unwrap_or_default()
+    }
+
     /// Judges a read that an order of operations has found wrong: `found`, where `must` was known.
     ///
     /// # Errors
@@ -68,7 +96,7 @@ impl Deleted {
         found: Option<Version>,
         wrong: Violation,
     ) -> Result<(), Violation> {
-        let highest = self.floors.get(&partition).copied().unwrap_or_default();
+        let highest = self.floor(partition);
         let must = floor.seen_by(asked);
         let gone = must.filter(|must| self.is_gone(key, *must, highest));
         match (gone, found) {
@@ -84,7 +112,7 @@ impl Deleted {
 
 #[cfg(test)]
 mod tests {
-    use torc_ring::{ConfigVersion, NodeId};
+    use torc_ring::ConfigVersion;
 
     use super::*;
     use crate::check::order::{self, SetId};
@@ -126,6 +154,10 @@ mod tests {
             "a later one is dead"
         );
         assert!(judge(&deleted, Some(version(6))).is_ok());
+        let held = |at, floor| deleted.holds((7, NodeId(2)), version(at), Hlc(floor));
+        assert!(held(4, 5).is_err(), "the floor says that it was deleted");
+        assert!(held(4, 4).is_ok(), "a floor that says nothing of it yet");
+        assert!(held(5, 5).is_ok() && held(6, 5).is_ok());
         let back = judge(&deleted, Some(version(4))).expect_err("it is back");
         assert_eq!(back.invariant, Invariant::Deleted);
     }

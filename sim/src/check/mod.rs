@@ -7,6 +7,7 @@ pub mod converge;
 pub mod covered;
 pub mod deleted;
 pub mod exchanges;
+pub mod floors;
 pub mod mint;
 pub mod order;
 pub mod rounds;
@@ -48,6 +49,8 @@ pub enum Invariant {
     Covered,
     /// I3: a node that has applied a config keeps nothing that it does not own by it.
     Cleaned,
+    /// I1 and I3 in advance: what disks say of floors, closes and promises is so.
+    Floors,
 }
 
 /// Something that must not happen has happened.

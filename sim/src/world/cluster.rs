@@ -214,6 +214,9 @@ impl World {
     /// Shards compare their copies only under a config that is durably applied, and in some worlds only when
     /// the config demands it.
     fn applied(&mut self, node: usize, ring: RingVersion, demanded: bool) {
+        if demanded {
+            self.slow_while_it_gains(node);
+        }
         if self.plan.antientropy || demanded {
             self.mail_all(node, || Input::Applied(ring));
         }

@@ -1,18 +1,16 @@
 //! Reads and commits on their way to the disks and back.
 
 use torc_protocol::cluster_io::ClusterInput;
-use torc_protocol::floor::Mark;
-use torc_protocol::hlc::Hlc;
 use torc_protocol::message::RecordKey;
 use torc_protocol::shard_io::Input;
 use torc_protocol::store::{Batch, CommitId, Hint, Query, ReadId, StateKey, StoreError, Write};
 use torc_protocol::time::MS;
 use torc_protocol::version::Version;
 use torc_protocol::wire;
-use torc_ring::{ConfigVersion, NodeId, PartitionId};
+use torc_ring::{ConfigVersion, NodeId};
 
 use super::node::{CLUSTER, Place};
-use super::{BUCKET, Ev, World, number_of_bytes};
+use super::{Ev, World, number_of_bytes};
 use crate::check::{Invariant, Violation};
 
 /// Typical time that the disk takes, in microseconds.
@@ -64,7 +62,17 @@ impl World {
     fn flush(&mut self, node: usize) {
         if self.nodes[node].disk.begin() {
             let life = self.nodes[node].life;
-            let after = self.disk_time();
+            let mut after = self.disk_time();
+            let slow = self.nodes[node].slow_until > self.now;
+            let permille = self.faults.slow_marks;
+            if slow
+                || (permille > 0
+                    && self.nodes[node].disk.writes_marks()
+                    && self.rng.chance(permille))
+            {
+                self.count("fault: slow disk");
+                after = self.rng.tailed(if slow { 150 * MS } else { 50 * MS });
+            }
             self.schedule(after, Ev::Flushed { node, life });
         }
     }
@@ -101,7 +109,7 @@ impl World {
     /// A piece of node state is on a disk.
     fn on_state(&mut self, node: usize, write: &Write) {
         self.check_applied(node, write);
-        self.note_floor(node, write);
+        self.note_mark(node, write);
         let Write::StatePut {
             key: StateKey::Decided(_),
             value,
@@ -118,54 +126,6 @@ impl World {
                 let what = format!("a config was stored that cannot be read: {error}");
                 self.fail(Violation::new(Invariant::Agreed, what));
             }
-        }
-    }
-
-    /// A floor is on a disk. The first owner that comes so far shows what all owners have by then.
-    fn note_floor(&mut self, node: usize, write: &Write) {
-        let Write::StatePut {
-            key: StateKey::Floor(bucket, partition),
-            value,
-        } = write
-        else {
-            return;
-        };
-        self.crash_at_floor(node);
-        let floor = Mark::decode(value).unwrap_or_default().floor;
-        if *bucket == BUCKET {
-            self.floor_on_disk(node, *partition, floor);
-        }
-    }
-
-    /// What a node finds as it starts: a crash may have come between the disk and the news of it.
-    pub(super) fn note_floors_found(&mut self, node: usize) {
-        let found: Vec<(PartitionId, Hlc)> = self.nodes[node]
-            .disk
-            .visible
-            .floors()
-            .filter(|(bucket, ..)| *bucket == BUCKET)
-            .map(|(_, partition, mark)| (partition, Mark::decode(mark).unwrap_or_default().floor))
-            .collect();
-        for (partition, floor) in found {
-            self.floor_on_disk(node, partition, floor);
-        }
-    }
-
-    fn floor_on_disk(&mut self, node: usize, partition: PartitionId, floor: Hlc) {
-        if !self.deleted.raised(partition.0, floor) {
-            return;
-        }
-        let records = &self.nodes[node].disk.visible.records;
-        let buried: Vec<(RecordKey, Version)> = records
-            .iter()
-            .filter(|(key, _)| key.token.partition(self.plan.bits) == partition)
-            .filter(|(_, record)| record.dead_at().is_some_and(|at| at <= floor))
-            .map(|(key, record)| (key.clone(), record.version()))
-            .collect();
-        for (key, version) in buried {
-            self.count("rare: tombstone below the floor");
-            self.deleted.bury(number_of_bytes(&key.key), version);
-            self.everywhere(node, &key, version);
         }
     }
 

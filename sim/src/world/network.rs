@@ -41,7 +41,8 @@ impl World {
         };
         let frame = frame.freeze();
         self.count("messages");
-        if self.cuts.contains(&(node, target)) || self.rng.chance(self.faults.loss) {
+        let cut = self.cuts.contains(&(node, target));
+        if cut || self.rng.chance(self.faults.loss) || self.loses(node, to, message) {
             self.count("fault: message lost");
             return;
         }

@@ -119,6 +119,8 @@ pub(crate) struct Node {
     /// How much faster its clock is, in millionths.
     pub(crate) rate: i64,
     pub(crate) paused_until: u64,
+    /// Its disk takes long until then.
+    pub(crate) slow_until: u64,
     pub(crate) believed_dead: BTreeSet<NodeId>,
     pub(crate) books: Hints,
 }
@@ -142,6 +144,7 @@ impl Node {
             offset: 0,
             rate: 0,
             paused_until: 0,
+            slow_until: 0,
             believed_dead: BTreeSet::new(),
             books: Hints::default(),
         }
@@ -249,7 +252,7 @@ impl World {
         if this.is_up() || this.dormant {
             return;
         }
-        self.note_floors_found(node);
+        self.note_marks_found(node);
         let count = self.rng.pick(&[1, 1, 2, SHARDS_MAX]);
         let now = self.clock(node);
         let seed = self.rng.word();

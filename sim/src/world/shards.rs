@@ -103,6 +103,7 @@ impl World {
                 for write in &batch.writes {
                     match write {
                         Write::Merge { record, .. } => self.deleted.saw(record),
+                        Write::HintPut { .. } => self.check_stand_in(at.node, write),
                         Write::Remove { .. }
                         | Write::StatePut {
                             key: StateKey::Floor(..),
@@ -137,6 +138,7 @@ impl World {
             }
             Output::Covered(ring) => {
                 self.count("rare: covered");
+                self.check_inherited(at, ring);
                 self.gather(
                     at,
                     ring,

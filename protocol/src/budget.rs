@@ -8,6 +8,8 @@ use crate::time::{Mono, SECOND};
 
 /// The bucket holds what may be used in so long a time, in microseconds.
 const BURST: u64 = SECOND / 4;
+/// However small the share, so much may be used, in bytes per second, if the rate is not less.
+const LEAST: u64 = 1 << 20;
 
 /// Bytes that may be used.
 #[derive(Clone, Debug)]
@@ -39,7 +41,8 @@ impl Budget {
         if self.rate == 0 {
             return;
         }
-        let rate = (self.rate * u64::from(self.share) / u64::from(WHOLE)).max(1);
+        let part = self.rate.saturating_mul(u64::from(self.share)) / u64::from(WHOLE);
+        let rate = part.max(self.rate.min(LEAST));
         let cost = bytes.saturating_mul(SECOND) / rate;
         let floor = Mono(now.0.saturating_sub(BURST));
         self.paid = self.paid.max(floor).plus(cost);
@@ -69,16 +72,24 @@ mod tests {
         assert!((9_900..=10_600).contains(&used), "{used}");
     }
 
+    /// How long what a rate allows in a second takes with a share of it.
+    fn cost_of_a_second(rate: u64, share: u32) -> u64 {
+        let mut budget = Budget::new(rate);
+        budget.set_share(share);
+        budget.take(rate, Mono(10 * SECOND));
+        budget.wait(Mono(10 * SECOND)) + BURST
+    }
+
     #[test]
     fn half_of_the_share_makes_twice_the_wait() {
-        let cost = |share| {
-            let mut budget = Budget::new(1_000);
-            budget.set_share(share);
-            budget.take(1_000, Mono(10 * SECOND));
-            budget.wait(Mono(10 * SECOND)) + BURST
-        };
-        assert_eq!(cost(WHOLE), SECOND);
-        assert_eq!(cost(WHOLE / 2), 2 * SECOND);
+        assert_eq!(cost_of_a_second(8 * LEAST, WHOLE), SECOND);
+        assert_eq!(cost_of_a_second(8 * LEAST, WHOLE / 2), 2 * SECOND);
+    }
+
+    #[test]
+    fn a_rate_that_is_low_already_is_not_made_lower() {
+        assert_eq!(cost_of_a_second(8 * LEAST, WHOLE / 32), 8 * SECOND);
+        assert_eq!(cost_of_a_second(1_000, WHOLE / 32), SECOND);
     }
 
     #[test]

@@ -58,6 +58,17 @@ fn journalled(node: &mut Node, journal: &Path) {
     ]);
 }
 
+/// Waits until so many more operations have succeeded.
+fn wait_succeeded(load: &Load, more: usize, cut: u32) {
+    let succeeded = || load.operations_so_far() - load.failures_so_far();
+    let target = succeeded() + more;
+    let what = format!("operations to succeed before cut {cut}");
+    wait::until(&what, READY_MAX, || match succeeded() {
+        now if now >= target => Ok(()),
+        now => Err(format!("{now} of {target}")),
+    });
+}
+
 #[test]
 fn every_acknowledged_write_survives_a_power_cut() {
     let _alone = alone();
@@ -83,21 +94,14 @@ fn every_acknowledged_write_survives_a_power_cut() {
     let (mut lost, mut written, mut unwritten) = (Lost::default(), Vec::new(), 0);
     for cut in 1..=cuts {
         write_large(&cluster.nodes[0], &mut written, random.below(30));
-        let target = load.operations_so_far() - load.failures_so_far() + 20 + random.below(150);
-        let what = format!("operations to succeed before cut {cut}");
-        wait::until(&what, READY_MAX, || {
-            match load.operations_so_far() - load.failures_so_far() {
-                now if now >= target => Ok(()),
-                now => Err(format!("{now} of {target}")),
-            }
-        });
+        wait_succeeded(&load, 20 + random.below(150), cut);
         cluster.nodes[0].kill();
         let journal = (journal.as_path(), &mut unwritten);
         lost.add(cut_power(&cluster.nodes[0], disk, journal, &mut random));
         disk = Disk::of(&cluster.nodes[0].data).expect("read the data folder");
         cluster.nodes[0].start(&Formation::Known);
         for number in &written {
-            let read = cluster.nodes[0].get(&self::target(*number));
+            let read = cluster.nodes[0].get(&target(*number));
             assert!(
                 read.as_ref() == Some(&large(*number)),
                 "TORC_SEED={seed}, cut {cut}: the acknowledged value {number} is lost or wrong"
@@ -184,13 +188,7 @@ fn a_node_that_lost_what_was_not_synced_gets_it_back_before_it_counts() {
     let load = Load::start(&cluster.addresses(), &mix, seed);
     let (mut lost, mut unwritten) = (Lost::default(), 0);
     for cut in 1..=cuts {
-        let target = load.operations_so_far() - load.failures_so_far() + 300;
-        wait::until("operations between two cuts", READY_MAX, || {
-            match load.operations_so_far() - load.failures_so_far() {
-                now if now >= target => Ok(()),
-                now => Err(format!("{now} of {target}")),
-            }
-        });
+        wait_succeeded(&load, 300, cut);
         let before = cluster.nodes[2].log().len();
         cluster.nodes[2].kill();
         let journal = (journal.as_path(), &mut unwritten);
